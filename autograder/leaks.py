@@ -1,0 +1,75 @@
+"""What students must not get, line by line: solutions, model answers, hidden tests and mistakes."""
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autograder.script import BEGIN, END, Cell
+from autograder.source import LabSource
+from course.spec.load import HIDDEN, MISTAKES, VISIBLE, Specification
+
+SUBSTANTIAL = 20  # characters; a shorter line (`return grad, {}`) gives nothing away
+
+
+@dataclass(frozen=True)
+class Leak:
+    line: int
+    origin: str
+
+
+class Secrets:
+    """The substantial lines of one lab that are nowhere in `shown`, the student's cells; spaces do not count."""
+
+    def __init__(self, lab: LabSource, spec: Specification, shown: Iterable[str]):
+        self.lines: dict[str, str] = {}
+        self.names = {test.name: f"hidden test {test.name}" for test in spec.tests if test.hidden}
+        public = {line for text in shown for line in normal(text)}
+        for cell in lab.of_kind("solution", "written"):
+            origin = f"{cell.name}'s solution" if cell.kind == "solution" else f"the model answer {cell.name}"
+            self._add(solution_lines(cell), origin, public)
+        public |= set(normal((lab.folder / VISIBLE).read_text(encoding="utf-8")))
+        for name in (HIDDEN, MISTAKES):
+            if (lab.folder / name).is_file():
+                self._add(code_lines((lab.folder / name).read_text(encoding="utf-8")), name, public)
+
+    def _add(self, lines: Iterable[str], origin: str, public: set[str]) -> None:
+        for line in lines:
+            if len(line) >= SUBSTANTIAL and line not in public and not line.startswith(("import ", "from ")):
+                self.lines.setdefault(line, origin)
+
+    def find(self, text: str) -> Leak | None:
+        """The first line of `text` that is one of the secret ones, or names a hidden test."""
+        for number, line in enumerate(normal(text), 1):
+            if line in self.lines:
+                return Leak(number, self.lines[line])
+            for name in re.findall(r"\btest_\w+", line):
+                if name in self.names:
+                    return Leak(number, self.names[name])
+        return None
+
+
+def normal(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def solution_lines(cell: Cell) -> list[str]:
+    """The lines between the solution marks; all lines of a written answer."""
+    lines, inside = [], cell.kind == "written"
+    for line in normal(cell.source):
+        if BEGIN in line or END in line:
+            inside = BEGIN in line
+        elif inside:
+            lines.append(line)
+    return lines
+
+
+def code_lines(source: str) -> list[str]:
+    """The lines of a Python file without docstrings, of which mistakes' are the hints that students read."""
+    lines = normal(source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            lines[text.lineno - 1:text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
+    return lines

@@ -1,0 +1,99 @@
+"""Speed, judged from outside: the clock, the inputs' seeds and the verdict are here, the work is in the sandbox.
+
+A window: the judge reveals fresh seeds and starts the clock; the child draws the inputs, works, and commits to every
+output by its hash; the judge picks some outputs at random, and stops the clock when it holds them. Picked outputs must
+match their hashes and the baseline's answers. So nothing can be computed beforehand, put off, or left out. The
+student's windows alternate with the baseline's in a clean process of its own; what drawing and handing over cost is
+measured with no work at all, and taken off both.
+"""
+from __future__ import annotations
+
+import secrets
+import time
+
+import numpy as np
+
+from autograder.remote import Remote
+from autograder.worker import digest
+from course.spec.asserts import assert_close
+from course.spec.declare import SpeedTarget
+from course.spec.run import Result
+from course.spec.student import StudentError
+from course.timing import ratio_interval
+
+PICKED = 4
+WINDOW_SECONDS = 0.1    # what the student's window should last, so that the pipe and the clock do not matter
+PAIRS, MAX_UNITS = 12, 256
+
+
+def judge_speed(lab, server, remote: Remote, target: SpeedTarget, tests: list[Result]) -> Result:
+    """The verdict on one speed target; only right answers are timed."""
+    if reason := target.requires():
+        return Result(target.name, target.exercise, 0, 0, "deferred", f"{target.title} Deferred: {reason}")
+    wrong = [t for t in tests if t.exercise == target.exercise and t.status != "passed"]
+    if wrong:
+        return Result(target.name, target.exercise, 0, target.points, "failed", "Not timed, because the answer is not right yet.")
+    return _judge(lab, server, remote, "student", target)
+
+
+def judge_baseline(lab, server, target: SpeedTarget) -> Result:
+    """The verdict that the baseline itself would get, judged as a submission: never a pass."""
+    remote = Remote(server, [])
+    try:
+        return _judge(lab, server, remote, "baseline", target)
+    finally:
+        remote.close()
+
+
+def _judge(lab, server, remote: Remote, who: str, target: SpeedTarget) -> Result:
+    baseline = Remote(server, [])
+    try:
+        for each in (remote, baseline):
+            each.begin(target.name)
+            each.ask("targets", {"visible": str(lab.released_folder / "test_visible.py")}, None, "loaded", name=target.exercise)
+        ratio, low, high = _ratio(target, remote, who, baseline)
+    except (StudentError, AssertionError) as error:
+        status = getattr(error, "status", "failed")
+        return Result(target.name, target.exercise, 0, target.points, status, f"Not timed: {str(error).splitlines()[0]}")
+    finally:
+        baseline.close()
+    status = "passed" if low >= target.ratio else "failed" if high < target.ratio else "inconclusive"
+    words = (f"{ratio:.1f} times faster than {target.baseline.__name__} (95% interval {low:.1f} to {high:.1f}); "
+             f"wanted {target.ratio:g}.")
+    return Result(target.name, target.exercise, target.points if status == "passed" else 0, target.points, status, words)
+
+
+def _ratio(target: SpeedTarget, remote: Remote, who: str, baseline: Remote) -> tuple[float, float, float]:
+    units = 1
+    while (seconds := _window(target, remote, who, units)) < WINDOW_SECONDS and units < MAX_UNITS:
+        units = min(MAX_UNITS, max(units + 1, int(units * min(8.0, 1.2 * WINDOW_SECONDS / seconds))))
+    # One baseline window is as long as a few of its units: per unit is what is compared.
+    base_units = max(1, min(units, int(0.3 / _window(target, baseline, "baseline", 1))))
+    times: dict[str, list[float]] = {"student": [], "baseline": []}
+    for pair in range(PAIRS):
+        turns = [("student", who, remote, units), ("baseline", "baseline", baseline, base_units)]
+        for side, role, process, n in turns if pair % 2 == 0 else reversed(turns):
+            staging = _window(target, baseline, "identity", n)
+            times[side].append(max(_window(target, process, role, n) - staging, 1e-9) / n)
+    return ratio_interval(np.array(times["baseline"]), np.array(times["student"]))
+
+
+def _window(target: SpeedTarget, remote: Remote, who: str, units: int) -> float:
+    """Seconds of one checked window."""
+    seeds = [secrets.randbits(31) for _ in range(units)]
+    picked = sorted(secrets.SystemRandom().sample(range(units), min(PICKED, units)))
+    name = target.exercise
+    start = time.perf_counter()
+    remote.ask("window", {"target": target.name, "who": who, "seeds": seeds}, None, "committed", name=name)
+    digests = remote.last_body.get("digests")
+    outputs = remote.ask("pick", {"picked": picked}, None, "outputs", name=name)
+    seconds = time.perf_counter() - start
+    if type(digests) is not list or len(digests) != units or type(outputs) is not list or len(outputs) != len(picked):
+        raise StudentError(f"{name}: the outputs of a timing window did not come in full.", "error")
+    if who == "student":
+        for index, output in zip(picked, outputs):
+            if digest(output) != digests[index]:
+                raise StudentError(f"{name}: an output of a timing window was changed after it was due.")
+            expected = target.work(target.baseline, *target.inputs(seeds[index]))
+            assert_close(output, expected, name, rtol=target.rtol, atol=target.atol)
+    return seconds
