@@ -26,7 +26,7 @@ def contents(folder: Path, root: Path) -> tuple[dict[str, bytes], list[str]]:
     """What labs/NN_topic holds, by file name, and remarks for the author. Raises SpecError."""
     lab, spec = load_lab(folder)
     student = notebook.student_notebook(notebook.instructor_notebook(lab, spec, notebook.repository_address(root)))
-    files, remarks = _companions(lab, spec, Secrets(lab, spec, [cell.source for cell in student.cells]))
+    files, remarks = _companions(lab, spec, Secrets(lab, spec))
     if spec.probes:
         files[PROBES] = probes_file(lab, spec, root / "labs" / lab.folder.name / PROBES)
     return {f"{lab.name}.ipynb": notebook.to_bytes(student), **files}, remarks
@@ -63,7 +63,7 @@ def build(folder: Path, root: Path, *, force: bool = False) -> list[str]:
             continue
         if path.suffix == ".ipynb" and path.is_file() and (worked_in := _worked_in(path, data)):
             if worked_in == "same lab" and not force:
-                said.append(f"{_at(path, root)} has been worked in since it was built and stays as it is (--force builds it anew)")
+                said.append(f"{_at(path, root)} has been worked in and stays as it is (--force builds it anew)")
                 continue
             said.append(f"kept {_at(_set_aside(path), root)}, which had been worked in")
         write(path, data)

@@ -63,14 +63,21 @@ def grade(lab: Annotated[str, typer.Argument(help="Number, name or folder of the
           jobs: Annotated[int, typer.Option(help="Submissions judged at a time. Default: physical cores.")] = 0,
           regrade: Annotated[bool, typer.Option("--regrade", help="Judge again what has a result already.")] = False,
           gradebook: Annotated[bool, typer.Option(help="Write nbgrader's gradebook too.")] = True) -> None:
-    """Judge submissions, each in a process of its own; print the table; save every result."""
+    """Judge submissions, each in a process of its own; print the table; save every result.
+
+    Exit code 0: every submission was judged. 3: some are unreadable, each with its reason in the table; all others
+    were judged. 2: nothing was, for a reason that is printed.
+    """
     from autograder.grade import find_submissions
     from autograder.report import print_table
     from autograder.source import find_labs, find_root
     root = find_root()
     name = find_labs([lab], root)[0].name
     found = find_submissions(name, submissions)
-    print_table(name, _grade(root, name, found, out, jobs, regrade, gradebook))
+    results = _grade(root, name, found, out, jobs, regrade, gradebook)
+    print_table(name, results)
+    if any(result["error"] for result in results):
+        raise typer.Exit(3)
 
 
 def _grade(root: Path, lab: str, found: list, out: Path, jobs: int = 0, regrade: bool = False, gradebook: bool = True) -> list[dict]:

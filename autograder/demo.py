@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
+import copy
 from pathlib import Path
 
 import nbformat
@@ -12,6 +11,7 @@ from nbformat import NotebookNode
 from autograder.judge import Lab
 from autograder.source import load_lab_source
 from autograder.submission import grade_id, is_solution
+from course.spec.load import MISTAKES
 
 LAB = "11_saddle_points"
 
@@ -22,18 +22,23 @@ def reference_sources(lab: Lab) -> dict[str, str]:
 
 
 def mistake_source(lab: Lab, name: str) -> tuple[str, str]:
-    """(exercise, cell source) for a known mistake, written as a student would have."""
+    """(exercise, cell source) for a known mistake, written as a student would have: with the helpers that it uses."""
     mistake = next(m for m in lab.specification.mistakes if m.name == name)
-    tree = ast.parse(textwrap.dedent(inspect.getsource(mistake.function)))
-    function = tree.body[0]
-    function.name, function.decorator_list = mistake.exercise, []
-    return mistake.exercise, ast.unparse(tree)
+    module = ast.parse((lab.folder / MISTAKES).read_text(encoding="utf-8"))
+    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+    wanted, found = [name], []
+    while wanted:
+        node = functions[wanted.pop()]
+        found.append(node)
+        used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        wanted += [other for other in used & functions.keys() if functions[other] not in found]
+    found[0].name, found[0].decorator_list = mistake.exercise, []
+    return mistake.exercise, "\n\n\n".join(ast.unparse(node) for node in reversed(found))
 
 
 def fill(released: NotebookNode, sources: dict[str, str]) -> NotebookNode:
     """The released notebook with these solution cells' sources."""
-    notebook = nbformat.from_dict(released)
-    notebook = nbformat.reads(nbformat.writes(notebook), as_version=4)  # a copy of every cell
+    notebook = copy.deepcopy(released)
     for cell in notebook.cells:
         if is_solution(cell) and grade_id(cell) in sources:
             cell.source = sources[grade_id(cell)]
@@ -45,7 +50,7 @@ def demo_class(lab: Lab) -> dict[str, NotebookNode]:
     reference, released = reference_sources(lab), lab.released
     names = list(reference)
     bias, bias_source = mistake_source(lab, "without_bias_correction")
-    nesterov, nesterov_source = mistake_source(lab, "plain_momentum")
+    nesterov, nesterov_source = mistake_source(lab, "no_look_ahead")
     perfect = fill(released, reference)
     damaged = fill(released, reference)
     checks = [i for i, c in enumerate(damaged.cells) if grade_id(c).startswith("check-")]

@@ -1,35 +1,49 @@
 """A process that has imported torch once and forks a child for each submission.
 
-It holds no secret and runs no submission's code itself. Orders come as JSON over a seqpacket socket, one a message:
+It holds no secret and runs no submission's code itself; it lives in the same sandbox as its children. Orders come as
+JSON over a seqpacket socket, one a message:
 
-    {"op": "fork", "limits": {...}}  with one file descriptor   -> {"pid": n}
-    {"op": "kill", "pid": n}                                    -> {"peak_bytes": n, "status": n}
+    {"op": "fork", ...} with one file descriptor   -> {"pid": n} with a pidfd of the child, or {"error": why}
+    {"op": "kill", "pid": n}                       -> {"peak_bytes": n, "status": n}
 
+It works in one of three modes. "nested": a child gets namespaces of its own. "fresh": where these are refused, this
+process becomes the one child itself, and the next submission needs another bubblewrap. "plain": no isolation.
 When the socket closes, because the grader ended or was killed, everything that was forked is killed too.
 """
 from __future__ import annotations
 
-import ctypes
+import gc
+import importlib.util
 import json
 import os
+import random
 import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+from autograder import isolate
 
 
 def main() -> None:
-    """`python -m autograder.forkserver FD`"""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    os.environ["TRAINFAST_JUDGED"] = "1"
+    """`python -m autograder.forkserver FD MODE UID`, UID being -1 for who one is."""
+    control, mode, uid = socket.socket(fileno=int(sys.argv[1])), sys.argv[2], int(sys.argv[3])
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a submission leaves behind becomes ours to kill
+        isolate.adopt_orphans()
+    if uid != -1:
+        isolate.become(uid)
+    if mode == "nested":
+        # Find out before the long import whether a child's isolation is possible here.
+        order = json.loads(control.recv(1 << 16))
+        pid, refused = _spawn(mode, lambda: _prepare(mode, order))
+        if refused:
+            return _answer(control, {"error": refused})
+        _kill(pid, {pid})
     _import_everything()
-    control.send(b'{"ready": true}')
+    if sys.platform == "linux" and mode != "fresh":
+        isolate.merge_pages()
+    _answer(control, {"ready": True})
     children: set[int] = set()
     try:
         while True:
@@ -37,20 +51,32 @@ def main() -> None:
             if not message:
                 break
             order = json.loads(message)
-            if order["op"] == "fork":
-                pid = os.fork()
-                if pid == 0:
-                    control.close()
-                    _become_worker(fds[0], order["limits"])
-                os.close(fds[0])
-                children.add(pid)
-                answer = {"pid": pid}
+            if order["op"] == "kill":
+                _answer(control, _kill(order["pid"], children))
+            elif mode == "fresh":
+                _prepare(mode, order)
+                _answer(control, {"pid": os.getpid()}, os.getpid())
+                _serve(fds[0])
+                os._exit(0)
             else:
-                answer = _kill(order["pid"], children)
-            control.send(json.dumps(answer).encode())
+                pid, error = _spawn(mode, lambda: _prepare(mode, order), lambda: _serve(fds[0]))
+                os.close(fds[0])
+                if error:
+                    _answer(control, {"error": error})
+                else:
+                    children.add(pid)
+                    _answer(control, {"pid": pid}, pid)
     finally:
         for pid in list(children):
             _kill(pid, children)
+
+
+def _answer(control: socket.socket, answer: dict, pid: int | None = None) -> None:
+    """With `pid`, a pidfd goes along: from it the grader learns the number that the process has outside."""
+    fds = [os.pidfd_open(pid)] if pid is not None and sys.platform == "linux" else []
+    socket.send_fds(control, [json.dumps(answer).encode()], fds)
+    for fd in fds:
+        os.close(fd)
 
 
 def _import_everything() -> None:
@@ -61,25 +87,79 @@ def _import_everything() -> None:
     from course import data, device, models, plots, surfaces, timing, train  # noqa: F401
     torch.set_num_threads(1)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo
+    if importlib.util.find_spec("triton"):
+        import triton.language  # noqa: F401
+    gc.collect()
+    gc.freeze()  # a child's collector leaves these pages alone, so they stay shared
 
 
-def _become_worker(fd: int, limits: dict) -> None:
-    """In the child: no descriptor but the socket, no output, the limits; then serve until the judge hangs up."""
-    try:
+def _spawn(mode: str, prepare: Callable[[], None], serve: Callable[[], None] = signal.pause) -> tuple[int, str]:
+    """Fork a process that prepares and serves. Its number, and what went wrong; it serves only if nothing did."""
+    reading, writing = os.pipe()
+    first = os.fork()
+    if first == 0:
+        try:
+            if mode == "nested":
+                isolate.unshare()
+                if (pid := os.fork()) != 0:  # only a child of this one enters the new pid namespace
+                    os.write(writing, b"%d\n" % pid)
+                    os._exit(0)
+            prepare()
+        except BaseException as error:
+            os.write(writing, f"{error or type(error).__name__}\n".encode())
+            os._exit(1)
+        try:
+            os.write(writing, b"ready\n")
+            os.close(writing)
+            serve()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, errors="replace") as pipe:
+        lines = pipe.read().splitlines()
+    pid = first
+    if mode == "nested":
+        os.waitpid(first, 0)
+        pid = next((int(line) for line in lines if line.isdigit()), 0)
+    words = [line for line in lines if not line.isdigit()]
+    if words == ["ready"]:
+        return pid, ""
+    if pid:
+        os.waitpid(pid, 0)
+    return 0, "; ".join(words) or "a process died while it was isolated"
+
+
+def _prepare(mode: str, order: dict) -> None:
+    """In the child: scratch space, no output, the limits, and in the end no way back."""
+    if mode == "plain" and sys.platform == "linux":
+        isolate.die_with_parent()
+    if mode != "fresh":
         os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
-        os.dup2(fd, 3)
-        os.closerange(4, 4096)
-        os.chdir(limits["scratch"])
-        for name, value in limits["rlimits"].items():
-            resource.setrlimit(getattr(resource, name), (value, value))
-        from autograder.protocol import Connection
-        from autograder.worker import serve
-        serve(Connection(socket.socket(fileno=3)))
-    finally:
-        os._exit(0)
+    if mode == "nested":
+        isolate.furnish(order["scratch_bytes"])
+    os.chdir(order["scratch"])
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    for name, value in order["rlimits"].items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+    if mode != "plain":
+        isolate.confine(order["gpu"])
+
+
+def _serve(fd: int) -> None:
+    """Reply to the judge's frames until it hangs up, with no file open but the socket."""
+    os.dup2(fd, 3)
+    os.closerange(4, 4096)
+    import numpy
+    import torch
+
+    from autograder.protocol import Connection
+    from autograder.worker import serve
+    for seed in (random.seed, numpy.random.seed, torch.manual_seed):  # or every child would draw the same numbers
+        seed(int.from_bytes(os.urandom(4)))
+    serve(Connection(socket.socket(fileno=3)))
 
 
 def _kill(pid: int, children: set[int]) -> dict:
@@ -92,13 +172,13 @@ def _kill(pid: int, children: set[int]) -> dict:
             kill()
         except ProcessLookupError:
             pass
-    _, status, usage = os.wait4(pid, 0)
+    _, status, usage = os.wait4(pid, 0)  # of a namespace's number 1: returns when the others are gone too
     _kill_orphans(children)
-    return {"peak_bytes": usage.ru_maxrss * 1024, "status": status}
+    return {"peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), "status": status}
 
 
 def _kill_orphans(children: set[int]) -> None:
-    """Processes that left their session and were re-parented to this one."""
+    """Without namespaces: processes that left their session and were re-parented to this one."""
     while orphans := _own_children() - children:
         for orphan in orphans:
             try:

@@ -82,12 +82,14 @@ def grade_one(root: Path, lab_name: str, student: str, path: Path, speed: bool =
     from autograder.submission import Unreadable
     lab, server = _lab(root, lab_name), _server()
     try:
-        cells = lab.cells(path)
+        repaired = lab.repaired(path)
     except Unreadable as error:
         verdict = Verdict(student, lab_name, error=str(error), isolation=server.isolation)
         verdict.tests = unjudged(lab, str(error))
         return verdict.to_dict()
-    return judge(lab, server, student, cells, speed=speed, exercises=exercises).to_dict()
+    verdict = judge(lab, server, student, repaired.cells, speed=speed, exercises=exercises)
+    verdict.notes = repaired.notes
+    return verdict.to_dict()
 
 
 def unjudged(lab, reason: str) -> list:
@@ -120,7 +122,12 @@ def result_path(out: Path, lab: str, student: str) -> Path:
 
 
 def file_stamp(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    """Changes when the file changes; what cannot be read has one too, and its own line in the report."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        return type(error).__name__
 
 
 def specification_stamp(root: Path, lab: str) -> str:

@@ -70,7 +70,6 @@ class GradebookWriter:
         self.url = f"sqlite:///{Path(database).resolve()}"
         self.autograded, self.lab = Path(autograded), lab_name
         self.topic = lab_name.split("_", 1)[1]
-        self.instructor = instructor
         with quiet_alembic(), Gradebook(self.url) as book:
             book.update_or_create_assignment(lab_name)
         SaveCells().preprocess(nbformat.from_dict(instructor), self._resources(""))
@@ -78,13 +77,13 @@ class GradebookWriter:
     def _resources(self, student: str) -> dict:
         return {"nbgrader": {"assignment": self.lab, "notebook": self.topic, "student": student, "db_url": self.url}}
 
-    def save(self, result: dict, submitted: NotebookNode) -> None:
+    def save(self, result: dict, repaired: NotebookNode) -> None:
         """Scores into the gradebook, and the annotated notebook into autograded/STUDENT/LAB/."""
         student = result["student"]
         with Gradebook(self.url) as book:
             book.update_or_create_student(student)
             book.update_or_create_submission(self.lab, student)
-        notebook = annotate(merge(submitted, self.instructor), result)
+        notebook = annotate(repaired, result)
         scores = {cell: _score(tests) for cell, tests in cells_of(result).items()}
         SaveVerdicts().preprocess(notebook, {**self._resources(student), "trainfast_scores": scores})
         path = self.autograded / student / self.lab / f"{self.topic}.ipynb"
@@ -95,33 +94,6 @@ def _score(tests: list[dict]) -> float | None:
     """Points earned; None where a person has to look, because nothing could be measured."""
     judged = [t for t in tests if t["status"] not in ("deferred", "inconclusive")]
     return sum(t["points"] for t in judged) if judged else None
-
-
-def merge(submitted: NotebookNode, released: NotebookNode) -> NotebookNode:
-    """The released notebook with the student's solutions and written answers, then the student's own cells.
-
-    Every grade cell is there exactly once, whatever was deleted, duplicated or retyped.
-    """
-    by_id: dict[str, NotebookNode] = {}
-    for cell in submitted.cells:
-        if grade_id(cell):
-            by_id.setdefault(grade_id(cell), cell)
-    known = {grade_id(cell) for cell in released.cells} | {cell.get("id", "") for cell in released.cells}
-    merged = nbformat.from_dict({**released, "cells": []})
-    for cell in released.cells:
-        copy = nbformat.from_dict(dict(cell))
-        theirs = by_id.get(grade_id(cell)) if grade_id(cell) else next(
-            (c for c in submitted.cells if c.get("id") == cell.get("id")), None)
-        if theirs is not None and not cell.metadata.get("nbgrader", {}).get("locked", False):
-            copy.source = theirs.source
-        if copy.cell_type == "code":
-            copy.outputs, copy.execution_count = [], None
-        merged.cells.append(copy)
-    own = [c for c in submitted.cells if grade_id(c) not in known and c.get("id", "") not in known and c.source.strip()]
-    for cell in own:
-        copy = nbformat.v4.new_code_cell(cell.source) if cell.cell_type == "code" else nbformat.v4.new_markdown_cell(cell.source)
-        merged.cells.append(copy)
-    return merged
 
 
 def annotate(notebook: NotebookNode, result: dict) -> NotebookNode:
@@ -152,13 +124,14 @@ def as_html(tests: list[dict]) -> str:
 def save_class(root: Path, lab_name: str, submissions: list, results: list[dict], out: Path, progress=lambda: None) -> None:
     """Every result into `out`/gradebook.db and `out`/autograded/. What cannot be read as a notebook is shown as blank."""
     from autograder.judge import Lab
-    from autograder.submission import Unreadable, read_notebook
+    from autograder.repair import repair
+    from autograder.submission import Unreadable
     lab = Lab(root, lab_name)
     writer = GradebookWriter(Path(out) / "gradebook.db", Path(out) / "autograded", lab_name, lab.released)
     for submission, result in zip(submissions, results):
         try:
-            notebook = read_notebook(submission.path)
+            notebook = lab.repaired(submission.path).notebook
         except Unreadable:
-            notebook = lab.released
+            notebook = repair(lab.released, lab.released).notebook
         writer.save(result, notebook)
         progress()

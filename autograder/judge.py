@@ -9,9 +9,10 @@ from pathlib import Path
 
 from autograder import timing
 from autograder.remote import Remote
+from autograder.repair import Repaired, repair
 from autograder.sandbox import ForkServer
 from autograder.source import load_lab_source, reference_namespace
-from autograder.submission import CodeCell, judged_cells, read_notebook
+from autograder.submission import CodeCell, Unreadable, read_notebook
 from course.device import slug
 from course.spec.load import PROBES, Specification, load
 from course.spec.recordings import Recordings, load_recordings
@@ -42,9 +43,19 @@ class Lab:
     def released(self):
         return read_notebook(self.released_folder / f"{self.topic}.ipynb")
 
+    def repaired(self, notebook_path: Path) -> Repaired:
+        """A submission in the released notebook's form. Raises submission.Unreadable, and nothing else."""
+        try:
+            return repair(read_notebook(notebook_path), self.released)
+        except Unreadable:
+            raise
+        except Exception as error:  # whatever it is, the class goes on
+            raise Unreadable(f"{Path(notebook_path).name} could not be repaired ({type(error).__name__}: {error}); "
+                             "that is the grader's fault, please report it.") from error
+
     def cells(self, notebook_path: Path) -> list[CodeCell]:
         """The code of a submission that grading executes. Raises submission.Unreadable."""
-        return judged_cells(read_notebook(notebook_path), self.released)
+        return self.repaired(notebook_path).cells
 
 
 @dataclass
@@ -54,6 +65,7 @@ class Verdict:
     lab: str
     tests: list[Result] = field(default_factory=list)
     error: str = ""             # why nothing could be judged at all
+    notes: list[str] = field(default_factory=list)  # what was repaired
     device: str = field(default_factory=slug)
     isolation: str = ""
     seconds: float = 0.0
@@ -70,7 +82,7 @@ class Verdict:
 
     def to_dict(self) -> dict:
         return {"student": self.student, "lab": self.lab, "score": self.score, "max_score": self.max_score,
-                "error": self.error, "tests": [t.to_dict() for t in self.tests], "device": self.device,
+                "error": self.error, "notes": self.notes, "tests": [t.to_dict() for t in self.tests], "device": self.device,
                 "isolation": self.isolation, "seconds": round(self.seconds, 3), "seed": self.seed,
                 "peak_bytes": self.peak_bytes}
 

@@ -20,15 +20,18 @@ class Leak:
 
 
 class Secrets:
-    """The substantial lines of one lab that are nowhere in `shown`, the student's cells; spaces do not count."""
+    """The substantial lines of one lab that students do not see anyway; spaces do not count.
 
-    def __init__(self, lab: LabSource, spec: Specification, shown: Iterable[str]):
+    `shown` are texts that students see besides the script's own.
+    """
+
+    def __init__(self, lab: LabSource, spec: Specification, shown: Iterable[str] = ()):
         self.lines: dict[str, str] = {}
         self.names = {test.name: f"hidden test {test.name}" for test in spec.tests if test.hidden}
-        public = {line for text in shown for line in normal(text)}
-        for cell in lab.of_kind("solution", "written"):
-            origin = f"{cell.name}'s solution" if cell.kind == "solution" else f"the model answer {cell.name}"
-            self._add(solution_lines(cell), origin, public)
+        parts = [(cell, *divide(cell)) for cell in lab.cells]
+        public = {line for text in shown for line in normal(text)} | {line for _, seen, _ in parts for line in seen}
+        for cell, _, secret in parts:
+            self._add(secret, f"{cell.name}'s solution" if cell.is_code else f"the model answer {cell.name}", public)
         public |= set(normal((lab.folder / VISIBLE).read_text(encoding="utf-8")))
         for name in (HIDDEN, MISTAKES):
             if (lab.folder / name).is_file():
@@ -54,15 +57,15 @@ def normal(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def solution_lines(cell: Cell) -> list[str]:
-    """The lines between the solution marks; all lines of a written answer."""
-    lines, inside = [], cell.kind == "written"
+def divide(cell: Cell) -> tuple[list[str], list[str]]:
+    """(the lines that students see, the lines of the solution or model answer)"""
+    seen, secret, inside = [], [], cell.kind == "written"
     for line in normal(cell.source):
         if BEGIN in line or END in line:
             inside = BEGIN in line
-        elif inside:
-            lines.append(line)
-    return lines
+        else:
+            (secret if inside else seen).append(line)
+    return seen, secret
 
 
 def code_lines(source: str) -> list[str]:

@@ -1,7 +1,6 @@
 """From a lab's cells to its two notebooks: the instructor's with solutions, and the student's without."""
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -18,7 +17,8 @@ from autograder.script import Cell, fail
 from autograder.source import LabSource
 from course.spec.load import SpecError, Specification
 
-BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{}/blob/main/{})"
+COLAB = "https://colab.research.google.com"
+BADGE = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{{}}/blob/main/{{}})"
 INSTALL = """\
 import os
 
@@ -66,7 +66,6 @@ def to_bytes(notebook: NotebookNode) -> bytes:
     return (nbformat.writes(notebook, version=4) + "\n").encode()
 
 
-@functools.cache
 def repository_address(root: Path) -> str:
     """`[tool.trainfast] repository` of pyproject.toml: where Colab installs the course from."""
     path = root / "pyproject.toml"

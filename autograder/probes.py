@@ -56,6 +56,7 @@ def _answer(probe: Probe, namespace: dict[str, Any], who: str, at: Callable) -> 
 
 
 def _same(old: Recordings, new: Recordings) -> bool:
-    shape = {exercise: list(known) for exercise, known in new.answers.items()}
-    return (old.hints == new.hints and shape == {exercise: list(known) for exercise, known in old.answers.items()}
-            and all(agree(old.answers[exercise][who], new.answers[exercise][who]) for exercise in shape for who in shape[exercise]))
+    who = {exercise: list(known) for exercise, known in new.answers.items()}
+    return (old.hints == new.hints and who == {exercise: list(known) for exercise, known in old.answers.items()}
+            and all(agree(old.answers[exercise][name], new.answers[exercise][name])
+                    for exercise, names in who.items() for name in names))

@@ -3,13 +3,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-
-import nbformat
 
 from autograder import build
 from autograder.leaks import Secrets
@@ -70,7 +67,8 @@ def release(out: Path, root: Path, *, force: bool = False) -> list[str]:
     `force` replaces what a release consists of and touches nothing else (its .git stays).
     """
     out = Path(out).resolve()
-    if root.resolve().is_relative_to(out) or any(out.is_relative_to(root.resolve() / name) for name in ("solutions", "labs", "course", "autograder")):
+    sources = [root.resolve() / name for name in ("solutions", "labs", "course", "autograder")]
+    if root.resolve().is_relative_to(out) or any(out.is_relative_to(source) for source in sources):
         raise FileExistsError(f"{out} belongs to the course itself; choose a folder apart from it")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise FileExistsError(f"{out} is not empty; empty it, or say --force to replace an earlier release there")
@@ -89,7 +87,9 @@ def release(out: Path, root: Path, *, force: bool = False) -> list[str]:
 
 
 def _files(root: Path) -> dict[str, bytes]:
-    files = {f"labs/{folder.name}/{name}": data for folder in all_labs(root) for name, data in build.contents(folder, root)[0].items()}
+    files = {}
+    for folder in all_labs(root):
+        files |= {f"labs/{folder.name}/{name}": data for name, data in build.contents(folder, root)[0].items()}
     for path in sorted((root / "course").rglob("*")):
         name = path.relative_to(root)
         if path.is_file() and not build.unseen(name) and "_labs" not in name.parts:
@@ -98,7 +98,8 @@ def _files(root: Path) -> dict[str, bytes]:
         files[path.name] = path.read_bytes()
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     environment = (root / "environment.yml").read_text(encoding="utf-8")
-    texts = {"Makefile": makefile.split(AUTHORS_PART)[0].rstrip() + "\n", "environment.yml": environment.replace("[dev]", "[lab]"),
+    texts = {"Makefile": makefile.split(AUTHORS_PART)[0].rstrip() + "\n",
+             "environment.yml": environment.replace("[dev]", "[lab]"),
              "pyproject.toml": _pyproject(root), ".gitignore": GITIGNORE,
              "README.md": README.format(table=syllabus.table(syllabus.load(), planned=False))}
     return files | {name: text.encode() for name, text in texts.items()}
@@ -119,13 +120,12 @@ def _list(items: list[str]) -> str:
 
 def _refuse_leaks(root: Path, files: dict[str, bytes]) -> None:
     for folder in all_labs(root):
-        lab, spec = load_lab(folder)
-        released = nbformat.reads(files[f"labs/{folder.name}/{lab.name}.ipynb"].decode(), as_version=4)
-        secrets = Secrets(lab, spec, [cell.source for cell in released.cells])
+        secrets = Secrets(*load_lab(folder))
         for name, data in files.items():
             for text in _texts(name, data):
                 if leak := secrets.find(text):
-                    raise SpecError(f"{name} would give away {leak.origin}: its line {leak.line} is the same; write one of them in another way")
+                    raise SpecError(f"{name} would give away {leak.origin}: its line {leak.line} is the same; "
+                                    "write one of them in another way")
 
 
 def _texts(name: str, data: bytes) -> Iterator[str]:

@@ -53,7 +53,9 @@ def _caption(results: list[dict]) -> str:
     unreadable = sum(bool(r["error"]) for r in results)
     isolation = sorted({r["isolation"] for r in results if r["isolation"]})
     deferred = sorted({t["exercise"] for r in results for t in r["tests"] if t["status"] == "deferred"})
-    parts = [f"{len(results)} submissions" + (f", {unreadable} of them unreadable" if unreadable else "")]
+    repaired = sum(bool(r.get("notes")) for r in results)
+    parts = [f"{len(results)} submissions" + (f", {repaired} of them repaired" if repaired else "")
+             + (f", {unreadable} unreadable" if unreadable else "")]
     parts += isolation
     if deferred:
         parts.append(f"deferred, in neither score nor maximum: {', '.join(deferred)}")

@@ -1,23 +1,40 @@
-"""Starts the processes in which submissions run. Trusted side.
+"""Starts the processes in which submissions run, and proves that they are isolated. Trusted side.
 
-One fork server a judge; each submission gets a forked child of its own, reached over a socket pair.
+One fork server a judge, inside bubblewrap; each submission gets a forked child with namespaces of its own, reached
+over a socket pair. forkserver.py and isolate.py are what runs inside.
 """
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
-from autograder.protocol import Connection
+from autograder.isolate import SCRATCH
+from autograder.protocol import Connection, Deadline, ProtocolError
 
-NOT_ISOLATED = "not isolated: a plain subprocess of this user"
-RLIMITS = {"RLIMIT_CORE": 0, "RLIMIT_DATA": 4 << 30, "RLIMIT_FSIZE": 64 << 20, "RLIMIT_NOFILE": 256, "RLIMIT_CPU": 300}
+ROOT = Path(__file__).resolve().parent.parent
+INSIDE = ("__init__.py", "protocol.py", "worker.py", "forkserver.py", "isolate.py")  # of autograder; nothing that judges
+MEMORY, SCRATCH_BYTES, PROCESSES = 4 << 30, 512 << 20, 256
+RLIMITS = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 64 << 20, "RLIMIT_NOFILE": 256, "RLIMIT_CPU": 300}
+# Without CUDA, which reserves far more than it uses. The import of torch alone takes 3.4 GiB of addresses.
+CPU_RLIMITS = {"RLIMIT_DATA": 4 << 30, "RLIMIT_AS": 16 << 30}
+UID = 1_900_000_000     # above the ranges that systems give to users, services and containers
+WATCH_SECONDS = 0.2
+NO_NESTED = "TRAINFAST_NO_NESTED_NAMESPACES"    # for tests: as on a system that refuses them
 
 
 class SandboxError(RuntimeError):
@@ -25,53 +42,62 @@ class SandboxError(RuntimeError):
     for_people = True
 
 
-@dataclass
+@dataclass(eq=False)
 class Child:
-    """One submission's process."""
-    pid: int
+    """One submission's process. `ended` says why, if the sandbox put an end to it."""
+    pid: int        # of the process that holds all others of this submission
     connection: Connection
+    process: _Process
+    number: int     # the pid as the fork server knows it
+    ended: str = ""
+    peak_bytes: int = 0
 
 
 class ForkServer:
-    """Use as a context manager; `fork()` gives a fresh child, `kill(child)` ends it with all that it started."""
+    """Use as a context manager; `fork()` gives a fresh child, `kill(child)` ends it with all that it started.
 
-    isolation = NOT_ISOLATED
+    `isolation` begins with "isolated" only after a self-test has passed inside; otherwise it says what is missing, or
+    with `require_isolation` a SandboxError does. `labs` is the folder of the visible tests, which the child imports
+    for timing. With `gpu`, children see the GPU's devices. `memory` caps what one child holds, all its processes together.
+    """
 
-    def __init__(self):
-        self._scratch = tempfile.TemporaryDirectory(prefix="trainfast-")
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {"PATH": os.environ.get("PATH", ""), "HOME": self._scratch.name, "OMP_NUM_THREADS": "1",
-                       "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1",
-                       "MPLCONFIGDIR": self._scratch.name, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        self._process = subprocess.Popen([sys.executable, "-P", "-m", "autograder.forkserver", str(theirs.fileno())],
-                                         pass_fds=[theirs.fileno()], env=environment, cwd=self._scratch.name,
-                                         stdin=subprocess.DEVNULL)
-        theirs.close()
-        self._control.settimeout(120)
-        self._answer("the fork server did not start")
+    def __init__(self, *, gpu: bool = False, require_isolation: bool = False, labs: Path = ROOT / "labs",
+                 memory: int = MEMORY):
+        self.gpu, self.labs, self.memory = gpu, Path(labs).resolve(), memory
+        self.isolation = ""
+        self._mode = "plain"
+        self._process: _Process | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="trainfast-")
+        try:
+            self._choose_mode()
+            if require_isolation and self._mode == "plain":
+                raise SandboxError(self.isolation)
+            if self._mode != "fresh" and self._process is None:
+                self._process = self._start()
+        except BaseException:
+            self.close()
+            raise
 
     def fork(self) -> Child:
-        """A fresh child that waits for frames."""
-        ours, theirs = socket.socketpair()
-        order = {"op": "fork", "limits": {"rlimits": RLIMITS, "scratch": self._scratch.name}}
-        socket.send_fds(self._control, [json.dumps(order).encode()], [theirs.fileno()])
-        theirs.close()
-        return Child(self._answer("no process could be forked")["pid"], Connection(ours))
+        """A fresh child that waits for frames. A fork server that has died is replaced first, or once if it dies now."""
+        try:
+            return self._fork()
+        except SandboxError:
+            if self._process is not None and self._process.alive():
+                raise
+            return self._fork()
 
     def kill(self, child: Child) -> int:
         """End the child and everything it started; the peak of its resident memory in bytes."""
         child.connection.close()
-        self._control.send(json.dumps({"op": "kill", "pid": child.pid}).encode())
-        return self._answer("a submission's process could not be ended")["peak_bytes"]
+        child.process.end(child)
+        if child.process is not self._process:
+            child.process.stop()
+        return child.peak_bytes
 
     def close(self) -> None:
-        self._control.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-        self._scratch.cleanup()
+        self._stop()
+        self._folder.cleanup()
 
     def __enter__(self) -> ForkServer:
         return self
@@ -79,16 +105,413 @@ class ForkServer:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _answer(self, otherwise: str) -> dict:
+    def _choose_mode(self) -> None:
+        """The first that passes the self-test here; forkserver.py says what the modes are."""
+        if missing := _missing():
+            self.isolation = f"not isolated: {missing}"
+            return
+        failures = []
+        for self._mode in ("nested", "fresh"):
+            try:
+                if self._mode == "nested" and os.environ.get(NO_NESTED):
+                    raise SandboxError(f"{NO_NESTED} is set")
+                user = self._self_test()
+            except SandboxError as error:
+                failures.append(str(error))
+                self._stop()
+                continue
+            self.isolation = f"isolated: bubblewrap, {user}, own network and pids, {self.memory / 2**30:g} GiB of memory each"
+            if self._mode == "fresh":
+                self.isolation += f"; slow, because namespaces cannot be nested ({failures[0]})"
+            return
+        self._mode, self.isolation = "plain", f"not isolated: {_cure() or failures[-1]}"
+
+    def _self_test(self) -> str:
+        """Run isolate.probe where submissions will run; the user they run as. Raises SandboxError with what is wrong."""
+        child = self._fork()
         try:
-            message = self._control.recv(1 << 16)
+            with _traps(self, child.process) as expected:
+                wrong = _ask_probe(child.connection, expected)
+        except (ProtocolError, Deadline) as error:
+            raise SandboxError(f"the self-test gave no answer: {error} {child.process.words()}") from None
+        finally:
+            self.kill(child)
+        if wrong:
+            raise SandboxError(f"the self-test failed: {'; '.join(wrong)}")
+        return f"uid {child.process.uid}" if child.process.uid < UID or self._mode == "nested" else "a uid for each"
+
+    def _fork(self) -> Child:
+        if self._mode == "fresh":
+            process = self._start()
+            try:
+                return process.fork(self._order())
+            except SandboxError:
+                process.stop()
+                raise
+        if self._process is None or not self._process.alive():
+            self._stop()
+            self._process = self._start()
+        return self._process.fork(self._order())
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def _start(self) -> _Process:
+        plain, drops = self._mode == "plain", _can_become_anyone()
+        scratch = self._folder.name if plain else SCRATCH
+        # Without user namespaces processes are counted by uid, so that each submission needs one of its own.
+        uid = UID + (self._mode == "fresh") * secrets.randbelow(1 << 26) if drops else os.geteuid() or 65534
+        wrapper = [] if plain else _bubblewrap(self._mode, uid, drops, self.gpu, self.labs, Path(self._folder.name))
+        return _Process([*wrapper, sys.executable, "-P", "-m", "autograder.forkserver"], self._mode, uid, drops and not plain,
+                        _environment(scratch, self.gpu), self._folder.name, self.memory, self._order())
+
+    def _order(self) -> dict:
+        """To the fork server: what a child is limited to. Processes are not counted in plain mode: they are the user's own."""
+        plain = self._mode == "plain"
+        rlimits = {**RLIMITS, **({} if self.gpu else CPU_RLIMITS), **({} if plain else {"RLIMIT_NPROC": PROCESSES})}
+        return {"op": "fork", "rlimits": rlimits, "scratch": self._folder.name if plain else SCRATCH,
+                "scratch_bytes": SCRATCH_BYTES, "gpu": self.gpu}
+
+
+class _Process:
+    """A running fork server and its children, with a thread that started it and watches the children's memory."""
+
+    def __init__(self, command: list[str], mode: str, uid: int, drops: bool, environment: dict, folder: str, memory: int,
+                 order: dict):
+        self.mode, self.uid, self.drops, self.memory = mode, uid, drops, memory
+        self.children: list[Child] = []
+        self._lock = threading.Lock()
+        self._errors = tempfile.TemporaryFile()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(120)
+        self._popen: subprocess.Popen | None = None
+        started = threading.Event()
+        arguments = [*command, str(theirs.fileno()), mode, str(uid if drops else -1)]
+        options = dict(pass_fds=[theirs.fileno()], env=environment, cwd=folder, stdin=subprocess.DEVNULL,
+                       stdout=self._errors, stderr=self._errors, start_new_session=True)
+        threading.Thread(target=self._run, args=(arguments, options, started), daemon=True).start()
+        started.wait()
+        theirs.close()
+        try:
+            if mode == "nested":
+                self._ask(order)
+            else:
+                self._receive()
+        except SandboxError:
+            self.stop()
+            raise
+
+    def alive(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None and self._control.fileno() != -1
+
+    def fork(self, order: dict) -> Child:
+        ours, theirs = socket.socketpair()
+        try:
+            answer, pidfd = self._ask(order, theirs.fileno())
+        except SandboxError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        pid = number = answer["pid"]
+        if pidfd is not None:
+            pid = self._popen.pid if self.mode == "fresh" else _pid_of(pidfd)
+            os.close(pidfd)
+        with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write("1000")  # if the machine runs out of memory, this one goes, and not the grader
+        child = Child(pid, Connection(ours), self, number)
+        self.children.append(child)
+        return child
+
+    def end(self, child: Child) -> None:
+        with self._lock:
+            if child not in self.children:
+                return
+            self.children.remove(child)
+        child.peak_bytes = max([child.peak_bytes, *(_status_bytes(pid, "VmHWM") for pid in _tree(child.pid))])
+        if self.mode == "fresh":
+            return self.stop()
+        with suppress(SandboxError):  # a dead server has taken its children along
+            answer, _ = self._ask({"op": "kill", "pid": child.number})
+            child.peak_bytes = max(child.peak_bytes, answer["peak_bytes"])
+
+    def stop(self) -> None:
+        """End the process; it ends its children when it sees the socket closed, and with bubblewrap the kernel does."""
+        self._control.close()
+        if self._popen is None:
+            return
+        if self.mode == "fresh":
+            self._kill_inside()  # it runs a submission's code, and does not look at the socket
+        try:
+            self._popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+    def words(self) -> str:
+        """The end of what the process itself said on its way out."""
+        self._errors.seek(0)
+        return self._errors.read()[-2000:].decode(errors="replace").strip()
+
+    def _run(self, arguments: list[str], options: dict, started: threading.Event) -> None:
+        # This thread lives as long as the process, because --die-with-parent means the thread that started it.
+        try:
+            self._popen = subprocess.Popen(arguments, **options)
         except OSError as error:
-            raise SandboxError(f"{otherwise}: {error}") from error
-        if not message:
-            raise SandboxError(f"{otherwise}; its own words are above")
-        return json.loads(message)
+            self._errors.write(str(error).encode())
+            return
+        finally:
+            started.set()
+        while self._popen.poll() is None:
+            for child in list(self.children):
+                self._watch(child)
+            time.sleep(WATCH_SECONDS)
+
+    def _watch(self, child: Child) -> None:
+        tree = _tree(child.pid)
+        held = sum(_status_bytes(pid, "VmRSS") for pid in tree)
+        if held > self.memory:  # shared pages were counted more than once; counting them well takes longer
+            held = sum(_proportional_bytes(pid) for pid in tree)
+        child.peak_bytes = max(child.peak_bytes, held)
+        with self._lock:
+            if held > self.memory and child in self.children:  # else the pid may be another's by now
+                child.ended = f"used more than {self.memory / 2**30:g} GiB of memory"
+                self._kill_inside() if self.mode == "fresh" else _kill(child.pid)
+
+    def _kill_inside(self) -> None:
+        """bubblewrap's number 1; with it goes all that is inside, and then bubblewrap itself."""
+        for pid in _tree(self._popen.pid)[1:2]:
+            _kill(pid)
+
+    def _ask(self, order: dict, fd: int | None = None) -> tuple[dict, int | None]:
+        with self._lock:
+            with suppress(OSError):  # receiving says what is the matter
+                socket.send_fds(self._control, [json.dumps(order).encode()], [] if fd is None else [fd])
+            return self._receive()
+
+    def _receive(self) -> tuple[dict, int | None]:
+        try:
+            message, fds, _, _ = socket.recv_fds(self._control, 1 << 16, 1)
+        except OSError:
+            message, fds = b"", []
+        if not message:  # ended, or hanging
+            self.stop()
+            raise SandboxError(" ".join(f"the fork server ended. {self.words()}".split()))
+        answer = json.loads(message)
+        if "error" in answer:
+            raise SandboxError(answer["error"])
+        return answer, fds[0] if fds else None
+
+
+# ---------------------------------------------------------------- processes, as seen from outside
+
+def _tree(pid: int) -> list[int]:
+    """A process and all its descendants, parents first; empty where there is no /proc."""
+    found = [pid] if os.path.isdir(f"/proc/{pid}") else []
+    for parent in found:
+        for file in glob(f"/proc/{parent}/task/*/children"):
+            with suppress(OSError), open(file) as stream:
+                found += map(int, stream.read().split())
+    return found
+
+
+def _status_bytes(pid: int, field: str) -> int:
+    with suppress(OSError), open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _proportional_bytes(pid: int) -> int:
+    """Resident memory, each shared page divided by the number of those who share it."""
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+        for line in file:
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+
+
+def _kill(pid: int) -> None:
+    with suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _can_become_anyone() -> bool:
+    """True for a root whose user namespace knows our uids; a container's root may be an ordinary user outside."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    ranges = [list(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return any(start <= UID and UID + (1 << 26) <= start + length for start, _, length in ranges)
+
+
+# ---------------------------------------------------------------- what is visible inside
+
+def _environment(scratch: str, gpu: bool) -> dict[str, str]:
+    """All environment variables of a submission."""
+    path = [str(ROOT)] + [str(p) for p in [_torch_folder()] if not any(p.is_relative_to(q) for q in (sys.prefix, sys.base_prefix))]
+    environment = {
+        "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "USER": "student",
+        "LOGNAME": "student", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        "MPLBACKEND": "agg", "MPLCONFIGDIR": scratch, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1",
+        "PYTHONPATH": os.pathsep.join(path), "TRAINFAST_JUDGED": "1"}
+    if not gpu:
+        return environment | {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    # The fork server must not touch CUDA, or its children could not; this makes torch ask the driver's library instead.
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    return environment | {k: os.environ[k] for k in ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES") if k in os.environ}
+
+
+def _torch_folder() -> Path:
+    """Where packages are installed: below sys.prefix, or after pip install --user in the home directory."""
+    return Path(importlib.util.find_spec("torch").origin).parent.parent
+
+
+def _bubblewrap(mode: str, uid: int, drops: bool, gpu: bool, labs: Path, folder: Path) -> list[str]:
+    """bubblewrap's command line: what of this machine is visible inside.
+
+    `places` holds what makes each place. Parents come first, so that of two places the deeper one wins.
+    """
+    places: dict[Path, list[str]] = {}
+
+    def show(path: Path, kind: str = "--ro-bind") -> None:
+        if path.exists():
+            places[path] = [kind, os.path.realpath(path), str(path)]
+
+    def shown(path: Path) -> bool:
+        return any(places.get(parent, [""])[0] == "--ro-bind" for parent in path.parents)
+
+    def cover(path: Path, *options: str) -> None:
+        places[path] = [*options, "--perms", "1777", "--tmpfs", str(path)]
+
+    for path in map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")):
+        if path.is_symlink():
+            places[path] = ["--symlink", os.readlink(path), str(path)]
+        else:
+            show(path)
+    for name in ("etc/ld.so.cache", "etc/ld.so.conf", "etc/ld.so.conf.d", "etc/alternatives", "etc/localtime",
+                 "sys" if gpu else "sys/devices/system"):
+        show(Path("/") / name)
+    for name, text in {"passwd": f"student:x:{uid}:{uid}::{SCRATCH}:/bin/sh\n", "nsswitch.conf": "hosts: files\n",
+                       "hosts": "127.0.0.1 localhost\n::1 localhost\n"}.items():
+        (folder / name).write_text(text)
+        places[Path("/etc") / name] = ["--ro-bind", str(folder / name), f"/etc/{name}"]
+    places[Path("/dev")] = ["--dev", "/dev"]
+    for path in [*glob("/dev/nvidia*"), "/dev/dxg"] if gpu else []:
+        show(Path(path), "--dev-bind")
+    # Root mounts it later: bubblewrap covers parts of it for root, and no child could mount its own.
+    places[Path("/proc")] = ["--perms", "0755", "--dir", "/proc"] if drops else ["--proc", "/proc"]
+    if mode == "fresh":
+        for name in (SCRATCH, "/tmp", "/dev/shm"):
+            cover(Path(name), "--size", str(SCRATCH_BYTES))
+    else:  # children mount their own
+        cover(Path(SCRATCH))
+        places[Path("/tmp")] = ["--perms", "0755", "--dir", "/tmp"]
+
+    # Python. Of a prefix only what Python has put there: it may be somebody's home directory.
+    real = Path(os.path.realpath(sys.executable)).parent.parent
+    for prefix in {Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.base_prefix)), real}:
+        for name in ("bin", "lib", "lib64", "include", "pyvenv.cfg"):
+            show(prefix / name)
+    link = Path(sys.executable)
+    while link.is_symlink():
+        if not shown(link):
+            places[link] = ["--symlink", os.readlink(link), str(link)]
+        link = link.parent / os.readlink(link)
+    if not shown(_torch_folder()):
+        show(_torch_folder())
+
+    # The course. Where it or a home lies inside what is shown, the rest of it is covered.
+    for path in (Path.home(), ROOT, ROOT / "autograder", ROOT / "solutions"):
+        if shown(path) and path.is_dir() and path != _torch_folder():
+            cover(path)
+    for path in (ROOT / "course", labs, *(ROOT / "autograder" / name for name in INSIDE)):
+        show(path)
+
+    for path in list(places):
+        for parent in path.parents[:-1]:
+            places.setdefault(parent, ["--perms", "0755", "--dir", str(parent)])
+    writable = {Path(SCRATCH), Path("/tmp"), Path("/dev/shm")}
+    closed = ["/", *(str(p) for p, made in places.items() if made[-2] in ("--tmpfs", "--dev") and p not in writable)]
+    return [shutil.which("bwrap"), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc",
+            "--unshare-uts", "--unshare-cgroup-try", "--hostname", "localhost",
+            *([] if drops else ["--unshare-user", "--uid", str(uid), "--gid", str(uid)]),
+            *(option for path in sorted(places, key=lambda p: p.parts) for option in places[path]),
+            *(option for place in closed for option in ("--remount-ro", place)), "--chdir", SCRATCH, "--"]
+
+
+# ---------------------------------------------------------------- whether it holds
+
+@contextmanager
+def _traps(server: ForkServer, process: _Process) -> Iterator[dict]:
+    """What isolate.probe must not be able to reach, set up for the time of the test, and what else it needs to know."""
+    with ExitStack() as stack:
+        planted = []
+        for folder in (None, Path.home(), ROOT / ".trainfast", server.labs.parent / ".trainfast"):
+            with suppress(OSError):  # where not even the grader can write, nothing can be planted
+                if folder is not None and folder.name == ".trainfast":
+                    folder.mkdir(exist_ok=True)
+                file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".trainfast-secret-"))
+                os.chmod(file.name, 0o644)  # only its place protects it
+                planted.append(file.name)
+        port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        abstract = f"trainfast-{secrets.token_hex(8)}"
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind("\0" + abstract)
+        listener.listen()
+        names = ["pid", "net", "ipc", "mnt", "uts", *([] if process.drops and process.mode == "fresh" else ["user"])]
+        hidden = ["solutions", "tests", "results", "gradebook.db", "autograder/judge.py", ".git"]
+        yield {"uid": process.uid, "dropped": process.drops, "alone": process.mode == "nested",
+               "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in names},
+               "secrets": [*planted, "/etc/shadow"], "absent": [str(ROOT / name) for name in hidden],
+               "port": port, "abstract": abstract,
+               "writable": [SCRATCH, "/tmp", "/dev/shm", *(["/proc", "/dev/pts"] if process.mode == "fresh" else [])],
+               "scratch_bytes": SCRATCH_BYTES, "processes": PROCESSES,
+               "environment": [*_environment(SCRATCH, server.gpu), "PWD", "LC_CTYPE"]}
+
+
+def _ask_probe(connection: Connection, expected: dict) -> list[str]:
+    """Call isolate.probe in a child, by the frames that call a student's function."""
+    deadline = time.monotonic() + 20
+    connection.send("cells", {"cells": ["from autograder.isolate import probe"], "skip": [], "seed": 0}, deadline=deadline)
+    connection.receive(deadline=deadline)
+    connection.send("call", {"function": "probe", "request": 1}, ((expected,), {}, None), deadline=deadline)
+    op, body, value = connection.receive(deadline=deadline)
+    if op != "result":
+        return [str(body.get("message"))]
+    return value[0]
+
+
+def _missing() -> str:
+    """Why isolation need not even be tried."""
+    if sys.platform != "linux":
+        return f"bubblewrap exists for Linux only, not for {sys.platform}; on Windows use WSL, elsewhere a virtual machine"
+    if shutil.which("bwrap") is None:
+        return "bubblewrap is not installed; install the package bubblewrap (apt, dnf, pacman, apk)"
+    return ""
+
+
+def _cure() -> str:
+    """The setting that forbids user namespaces here, if one of the known ones does."""
+    for file, refuses, cure in (("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
+                                ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+                                ("kernel/apparmor_restrict_unprivileged_userns", "1",
+                                 "load AppArmor's profile bwrap-userns-restrict (package apparmor-profiles), "
+                                 "or sysctl kernel.apparmor_restrict_unprivileged_userns=0")):
+        with suppress(OSError):
+            if Path("/proc/sys", file).read_text().strip() == refuses:
+                return f"user namespaces are forbidden (/proc/sys/{file} is {refuses}); as root: {cure}"
+    return ""
 
 
 def isolation_report() -> str:
-    """Whether submissions will be isolated on this machine, in words."""
-    return NOT_ISOLATED
+    """Whether submissions will be isolated on this machine, in words; the self-test is made."""
+    with ForkServer() as server:
+        return server.isolation

@@ -85,7 +85,9 @@ def _cell(path: Path, marker_line: int, marker: str, line: int, source: str, bef
     elif name:
         identity = name if kind in ("solution", "written") else f"{kind}-{name}"
     else:  # from the content, so that cells before and after may come and go
-        identity = f"{kind}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+        # Notes look alike; each belongs to the question above it.
+        content = before[-1].id + source if kind == "prediction" and before else source
+        identity = f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         again = sum(cell.id.startswith(identity) for cell in before)
         identity += f"-{again + 1}" if again else ""
     return Cell(kind, source, line, identity, name, points)

@@ -106,10 +106,11 @@ def _same_exercises(lab: LabSource, spec: Specification) -> None:
         if name not in checks:
             fail(lab.path, cell.line, f"{name} is never checked; add a cell with check({name}) after it")
         if name in timed and name not in speeds:
-            fail(lab.path, cell.line, f"{name} has a speed target but is never timed; add a cell with speed({name}) after it")
+            fail(lab.path, cell.line, f"{name} has a speed target and no cell times it; add one with speed({name})")
     for item, path, line in _declared(lab, spec):
         if item.exercise not in solutions:
-            fail(path, line, f"{item.name} is about {item.exercise}, which no cell of {lab.path.name} defines; correct one of them")
+            fail(path, line, f"{item.name} is about {item.exercise}, which no cell of {lab.path.name} defines; "
+                             "correct one of them")
     for mistake in spec.mistakes:
         where = place(mistake.function)
         if mistake.caught_by not in {item.name for item in (*spec.tests, *spec.speeds)}:
@@ -117,7 +118,8 @@ def _same_exercises(lab: LabSource, spec: Specification) -> None:
         if not mistake.hint:
             fail(*where, f"{mistake.name} has no docstring; write there what the student should read")
         if mistake.exercise not in {probe.exercise for probe in spec.probes}:
-            fail(*where, f'{mistake.exercise} has mistakes but no probe; write one with @probe("{mistake.exercise}") in {VISIBLE}')
+            fail(*where, f"{mistake.exercise} has mistakes but no probe; "
+                         f'write one with @probe("{mistake.exercise}") in {VISIBLE}')
 
 
 def _declared(lab: LabSource, spec: Specification) -> Iterator[tuple[Any, Path, int]]:

@@ -1,18 +1,21 @@
-"""A submitted notebook: read whatever came, and pick the code that grading executes."""
+"""A submitted notebook, read whatever state it is in."""
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4 import new_output
 
-MAX_BYTES = 64 << 20
+from autograder.ipynb import AGAIN, Unreadable, read_json, refuse
+from course.verdict import RECEIPT
 
-
-class Unreadable(Exception):
-    """The file is no notebook; one line for the report says what it is instead."""
+MAX_CELLS = 5_000
+MAX_TEXT, MAX_PICTURE, MAX_OUTPUTS = 20_000, 2 << 20, 40  # characters of one output, outputs of one cell
+DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -22,97 +25,99 @@ class CodeCell:
     source: str
 
 
-def read_notebook(path: Path) -> NotebookNode:
-    """The notebook as nbformat 4, whatever version it was saved in. Raises Unreadable."""
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size == 0:
-            raise Unreadable(f"{path.name} is empty.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(f"{path.name} cannot be read: {error.strerror}.") from None
-    if data[:4] == b"%PDF":
-        raise Unreadable(f"{path.name} is a PDF file, not a notebook.")
-    try:
-        notebook = nbformat.reads(data.decode("utf-8-sig"), as_version=4)
-        notebook.cells
-    except UnicodeDecodeError:
-        raise Unreadable(f"{path.name} is not text, so not a notebook.") from None
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise Unreadable(f"{path.name} is not a valid notebook: {reason}") from None
-    return notebook
-
-
 def grade_id(cell: NotebookNode) -> str:
     """nbgrader's id of a cell, or ""."""
-    found = cell.get("metadata", {}).get("nbgrader", {})
-    return str(found.get("grade_id", "")) if isinstance(found, dict) else ""
+    return str(_nbgrader(cell).get("grade_id") or "")
 
 
 def is_solution(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code" and bool(_nbgrader(cell).get("solution"))
+
+
+def _nbgrader(cell: NotebookNode) -> dict:
     found = cell.get("metadata", {}).get("nbgrader", {})
-    return cell.cell_type == "code" and isinstance(found, dict) and bool(found.get("solution"))
+    return found if isinstance(found, dict) else {}
 
 
-def is_locked_code(cell: NotebookNode) -> bool:
-    """Code that every submission starts from: the setup cell and what the lab gives."""
-    found = cell.get("metadata", {}).get("nbgrader", {})
-    return cell.cell_type == "code" and isinstance(found, dict) and bool(found.get("locked")) and not found.get("grade")
+def read_notebook(path: Path) -> NotebookNode:
+    """The notebook as nbformat 4, whatever version it was saved in; cell ids may be missing or doubled. Raises Unreadable.
 
-
-def judged_cells(submitted: NotebookNode, released: NotebookNode) -> list[CodeCell]:
-    """The code to execute, in the submission's order: the student's solutions and extra cells, and the lab's own
-    code as it was released. Checks and experiments are left out.
+    Of the outputs only what cannot run in the browser of whoever looks at it is kept: text, pictures, receipts.
     """
-    by_key = _index(released)
-    placed: dict[str, int] = {}        # released locked code -> position in `cells`
-    cells: list[CodeCell] = []
-    last = 0                           # released position of the last cell recognised
-    locked = [(i, c) for i, c in enumerate(released.cells) if is_locked_code(c)]
-    for cell in submitted.cells:
-        if cell.get("cell_type") != "code":
+    path = Path(path)
+    content = read_json(path)
+    found = content.get("cells")
+    if not isinstance(found, list) and isinstance(content.get("worksheets"), list):  # nbformat 3 and older
+        sheets = [sheet.get("cells") for sheet in content["worksheets"] if isinstance(sheet, dict)]
+        found = [cell for cells in sheets if isinstance(cells, list) for cell in cells]
+    if not isinstance(found, list):
+        version = content.get("nbformat")
+        refuse(path.name, f"of notebook format {version}, which is unknown here, and has no cells; save it in JupyterLab and hand in that"
+               if isinstance(version, int) else f"JSON, but not a notebook: it has no cells; {AGAIN}")
+    if len(found) > MAX_CELLS:
+        refuse(path.name, f"not gradable: it has {len(found):,} cells; hand in at most {MAX_CELLS:,}")
+    metadata = content.get("metadata")
+    return nbformat.from_dict({"cells": [_cell(cell) for cell in found], "nbformat": 4, "nbformat_minor": 5,
+                               "metadata": _plain(metadata) if isinstance(metadata, dict) else {}})
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """JSON that can be written again: no half characters, not too deep."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_plain(str(k)): _plain(v, depth + 1) for k, v in value.items()} if depth < DEPTH else {}
+    if isinstance(value, list):
+        return [_plain(v, depth + 1) for v in value] if depth < DEPTH else []
+    return value
+
+
+def _text(value: Any) -> str:
+    """A string, or a list of lines."""
+    if isinstance(value, list):
+        value = "".join(line for line in value if isinstance(line, str))
+    return _plain(value) if isinstance(value, str) else ""
+
+
+def _cell(found: Any) -> dict:
+    if not isinstance(found, dict):  # kept as it is: repair may recognise the text
+        return {"cell_type": "raw", "metadata": {}, "source": _text(found)}
+    kind = found.get("cell_type")
+    source = _text(next((found[key] for key in ("source", "input", "code", "text") if isinstance(found.get(key), (str, list))), ""))
+    if kind == "heading":
+        kind, source = "markdown", "#" * (found["level"] if found.get("level") in range(1, 7) else 1) + " " + source
+    kind = {"html": "markdown", "text": "markdown"}.get(kind, kind) if isinstance(kind, str) else "raw"
+    cell = {"cell_type": kind if kind in ("code", "markdown") else "raw", "source": source,
+            "metadata": _plain(found["metadata"]) if isinstance(found.get("metadata"), dict) else {}}
+    if isinstance(found.get("id"), str) and re.fullmatch(r"[\w-]{1,64}", found["id"], re.ASCII):
+        cell["id"] = found["id"]
+    if cell["cell_type"] == "code":
+        cell |= {"execution_count": None, "outputs": _outputs(found.get("outputs"))}
+    elif isinstance(found.get("attachments"), dict):
+        cell["attachments"] = {str(k): _plain(v) for k, v in found["attachments"].items() if isinstance(v, dict)}
+    return cell
+
+
+def _outputs(found: Any) -> list[NotebookNode]:
+    kept = []
+    for output in found if isinstance(found, list) else []:
+        if not isinstance(output, dict):
             continue
-        position = next((by_key[key] for key in _keys(cell) if key in by_key), None)
-        if position is None:
-            cells.append(CodeCell("", _python(cell.source)))
-            continue
-        original = released.cells[position]
-        # Locked code that was lost belongs before the next cell that was not.
-        for i, lost in locked:
-            if last <= i < position and grade_id(lost) not in placed and not _occurs(lost, submitted, by_key, released):
-                placed[grade_id(lost)] = len(cells)
-                cells.append(CodeCell(grade_id(lost), _python(lost.source)))
-        last = max(last, position)
-        if is_locked_code(original):
-            if grade_id(original) not in placed:
-                placed[grade_id(original)] = len(cells)
-                cells.append(CodeCell(grade_id(original), _python(original.source)))
-        elif is_solution(original):
-            cells.append(CodeCell(grade_id(original), _python(cell.source)))
-    return cells
+        if output.get("output_type") == "stream":
+            kept.append(new_output("stream", name="stderr" if output.get("name") == "stderr" else "stdout", text=_text(output.get("text"))[:MAX_TEXT]))
+        elif output.get("output_type") == "error":
+            lines = output.get("traceback") if isinstance(output.get("traceback"), list) else []
+            kept.append(new_output("error", ename=_text(output.get("ename")), evalue=_text(output.get("evalue"))[:MAX_TEXT],
+                                   traceback=[_text(line)[:MAX_TEXT] for line in lines[:MAX_OUTPUTS]]))
+        elif isinstance(output.get("data"), dict) and (data := _data(output["data"])):
+            kept.append(new_output("display_data", data))
+    return kept[:MAX_OUTPUTS]
 
 
-def _index(released: NotebookNode) -> dict[tuple[str, str], int]:
-    return {key: i for i, cell in reversed(list(enumerate(released.cells))) for key in _keys(cell)}
-
-
-def _keys(cell: NotebookNode) -> list[tuple[str, str]]:
-    """How a cell is recognised, strongest first: nbgrader's id, the cell's id, the text, the function it defines."""
-    keys = [("grade", grade_id(cell)), ("id", cell.get("id", "")), ("text", " ".join(cell.source.split()))]
-    return [key for key in keys if key[1]]
-
-
-def _occurs(lost: NotebookNode, submitted: NotebookNode, by_key: dict, released: NotebookNode) -> bool:
-    return any(by_key.get(key) is not None and released.cells[by_key[key]] is lost
-               for cell in submitted.cells for key in _keys(cell))
-
-
-def _python(source: str) -> str:
-    """The cell without IPython's own syntax: magics and shell lines become comments."""
-    lines = source.splitlines()
-    if lines and lines[0].startswith("%%") and not re.match(r"%%(time|timeit|capture)\b", lines[0]):
-        return ""
-    return "\n".join(re.sub(r"^(\s*)([%!].*|.*\?)$", r"\1pass  # \2", line) if re.match(r"\s*([%!]|[\w.]+\?+$)", line) else line
-                     for line in lines)
+def _data(found: dict) -> dict:
+    data = {"text/plain": _text(found["text/plain"])[:MAX_TEXT]} if "text/plain" in found else {}
+    for kind in ("image/png", "image/jpeg"):
+        picture = _text(found.get(kind))
+        if 0 < len(picture) <= MAX_PICTURE and re.fullmatch(r"[\w+/=\s]*", picture, re.ASCII):
+            data[kind] = picture
+    return data | ({RECEIPT: _plain(found[RECEIPT])} if RECEIPT in found else {})

@@ -26,10 +26,10 @@ from autograder.grade import specification_stamp
 from autograder.judge import Lab, judge
 from autograder.leaks import Secrets
 from autograder.remote import Remote
+from autograder.repair import judged_cells
 from autograder.results import read_json, write_json
 from autograder.sandbox import ForkServer
 from autograder.source import load_lab_source, reference_namespace
-from autograder.submission import judged_cells
 from course.device import slug
 from course.spec.recordings import agree, answers_of
 from course.spec.run import run, warm_up

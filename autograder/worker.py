@@ -10,12 +10,14 @@ import linecache
 import random
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autograder.protocol import Connection, ProtocolError
+from course.spec.declare import SpeedTarget, declared
 from course.spec.load import import_file
 from course.spec.student import Call, StudentError, invoke
 from course.spec.values import NotAValue, Value, rebuild, walk
@@ -91,10 +93,13 @@ class Worker:
         return call_judge
 
     def on_targets(self, body: dict, value: Value) -> None:
-        """Load the speed targets of the visible tests, and warm up by one unit of work on public inputs."""
-        spec_module = import_file(body["visible"])
-        from course.spec.declare import SpeedTarget, declared
-        self.targets = {t.name: t for t in declared(spec_module, hidden=False) if isinstance(t, SpeedTarget)}
+        """Load the speed targets of the visible tests."""
+        self.request = body["request"]
+        try:
+            module = import_file(Path(body["visible"]))
+        except Exception as error:
+            return self._fail(f"the visible tests cannot be loaded: {_describe(error)}", "error")
+        self.targets = {t.name: t for t in declared(module, hidden=False) if isinstance(t, SpeedTarget)}
         self.connection.send("loaded", {"request": body["request"]})
 
     def on_window(self, body: dict, value: Value) -> None:

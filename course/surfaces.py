@@ -89,7 +89,9 @@ valley = Surface("curved valley", r"\frac{1}{20} (1 - x)^2 + \frac{1}{2} (y - x^
 
 def race(surface: Surface, steppers: Mapping[str, Stepper], start: Tensor | Sequence[float], steps: int,
          until: Callable[[Tensor], bool] | None = None) -> dict[str, Tensor]:
-    """Let each step function walk from `start`: the paths by name, [steps + 1, 2] float64, the start included.
+    """Let each step function walk from `start` [2]: the paths by name, [steps + 1, 2] float64, the start included.
+
+    Many starts at once, [n, 2], give paths [steps + 1, n, 2], for step functions that work element by element.
 
     A stepper is `step(param, grad, state, **hyper) -> (param, state)`, alone or as (step, hyper); the state starts as {}.
     `until` ends a path early, at the first point [2] for which it is true. Paths may run to infinity or NaN.

@@ -1,7 +1,11 @@
 """Facts about the data sets: what is in them, that they repeat exactly, and what happens without a network."""
 
+import http.server
 import socket
 import struct
+import sysconfig
+import threading
+import time
 
 import pytest
 import torch
@@ -110,6 +114,12 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one(size, more):
     assert torch.equal(short.train, long.train[:len(short.train)]) and torch.equal(short.val, long.val[:len(short.val)])
 
 
+def test_a_short_text_is_a_sample_of_the_whole_library():
+    root = sysconfig.get_paths()["stdlib"]
+    parts = {path.relative_to(root).parts[0] for path in data._sources()[:100]}
+    assert len(parts) > 40
+
+
 def test_pycode_is_megabytes_of_python_with_a_tenth_held_out():
     text = data.pycode()
     assert text.train.dtype == torch.uint8 and len(text.train) > 5e6
@@ -174,6 +184,34 @@ def test_a_network_that_never_answers_is_given_up(empty_cache, monkeypatch):
         all_requests_go_to(monkeypatch, silent.getsockname()[1])
         with pytest.raises(data.DataUnavailable, match="time|answer"):
             data.fashion_mnist()
+
+
+def test_a_name_look_up_that_never_returns_is_given_up(empty_cache, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *request, **options: time.sleep(2))
+    with pytest.raises(data.DataUnavailable, match="no answer in 0.3 s"):
+        data.fashion_mnist()
+
+
+def test_a_damaged_download_is_reported_and_writes_nothing_to_stderr(empty_cache, monkeypatch, capfd):
+    class Junk(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"junk" if self.command == "GET" else b"")
+        do_HEAD = do_GET
+        log_message = lambda *words: None
+
+    monkeypatch.setattr(data, "TIMEOUT", 5.0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Junk) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        all_requests_go_to(monkeypatch, server.server_address[1])
+        with pytest.raises(data.DataUnavailable, match="Offline, use"):
+            data.fashion_mnist()
+        server.shutdown()
+    captured = capfd.readouterr()
+    assert captured.err == "" and "Downloading fashion_mnist" in captured.out
+    assert socket.getdefaulttimeout() is None
 
 
 def test_what_is_in_the_cache_needs_no_network(empty_cache, monkeypatch):

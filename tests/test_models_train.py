@@ -65,6 +65,7 @@ def test_an_mlp_uses_its_activation_and_norm_in_hidden_layers_only():
     net = mlp(activation=lambda x: 0 * x, norm=nn.LayerNorm)
     assert torch.equal(net(torch.randn(4, 64)), net.linears[-1].bias.expand(4, 10))
     assert [type(n) for n in net.norms] == [nn.LayerNorm]
+    assert (mlp(norm=lambda width: nn.Threshold(1e9, 0.0))(torch.ones(2, 64)) == mlp().linears[-1].bias).all()
     with pytest.raises(ValueError, match="input and an output"):
         models.MLP([3])
 
@@ -91,6 +92,14 @@ def test_a_fresh_transformer_knows_nothing(norm):
     tokens = torch.randint(100, (8, 128), dtype=torch.uint8)
     loss, _ = evaluate(net, tokens[:, :-1], tokens[:, 1:].long())
     assert abs(loss - math.log(100)) < 0.15
+
+
+def test_what_a_transformer_adds_to_its_residual_sum_starts_smaller_the_deeper_it_is():
+    for layers in (2, 8):
+        net = models.Transformer(layers=layers)
+        for block in net.blocks:
+            assert block.out.weight.std().item() == pytest.approx(0.02 / (2 * layers) ** 0.5, rel=0.1)
+            assert block.up.weight.std().item() == pytest.approx(0.02, rel=0.1) and not block.up.bias.any()
 
 
 def test_the_transformer_refuses_what_does_not_fit():
@@ -221,7 +230,7 @@ def test_three_epochs_teach_an_mlp_and_a_convnet_to_read_digits(digits):
     mnist = data.mnist5k()
     assert train(mlp(widths=(784, 128, 10)), mnist, epochs=3).final_accuracy > 0.85
     torch.manual_seed(0)
-    assert train(models.ConvNet((8, 16)), digits, epochs=6, lr=3e-3).final_accuracy > 0.85
+    assert train(models.ConvNet((16, 32)), digits, epochs=4, lr=1e-2).final_accuracy > 0.85
 
 
 def test_a_transformer_learns_from_bytes():

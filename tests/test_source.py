@@ -23,6 +23,15 @@ def test_each_cell_has_its_kind_and_its_exercise(small_course):
     assert lab.name == "doubling" and lab.cells[-1].points == 4
 
 
+def test_ids_of_cells_stay_when_cells_come_before_them(small_course):
+    """Submissions are matched with the lab by these."""
+    note = '# %% [markdown] tags=["prediction"]\n# *My prediction:*\n\n'
+    before = load_lab_source(the_lab(small_course())).cells
+    after = load_lab_source(the_lab(small_course({SCRIPT: ("# %%\nFACTOR", f"# %% [markdown]\n# Guess.\n\n{note}# %%\nFACTOR")}))).cells
+    assert {cell.id for cell in before} < {cell.id for cell in after}
+    assert len({cell.id for cell in after}) == len(after) == len(before) + 2
+
+
 def test_line_numbers_point_at_the_first_line_of_each_cell(small_course):
     lab = load_lab_source(the_lab(small_course()))
     lines = lab.path.read_text().splitlines()

@@ -354,7 +354,7 @@ if __name__ == "__main__":
         begin = time.perf_counter()
         result = parts[part]()
         known = json.loads(target.read_text()) if target.exists() else {}
-        known[part] = {"date": datetime.date.today().isoformat(), "device": DEVICE, "torch": torch.__version__,
+        known[part] = {"date": datetime.date.today().isoformat(), "device": DEVICE, "torch": torch.__version__.partition("+")[0],
                        "seconds": round(time.perf_counter() - begin), **result}
-        target.write_text(re.sub(r"\[[^][{}]*\]", lambda m: " ".join(m[0].split()), json.dumps(known, indent=1)) + "\n")
+        target.write_text(re.sub(r"[\[{][^][{}]*[]}]", lambda m: " ".join(m[0].split()), json.dumps(known, indent=1)) + "\n")
         print(f"{part}: {known[part]['seconds']} s", flush=True)

@@ -733,7 +733,7 @@ def columns_first(params, grads, state, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-
     """Your shapes are right, but the numbers within a matrix change places: you flatten by rows and put back by
     columns. Use reshape(-1) to flatten and view(p.shape) to put back; both go by rows."""
     flat, state = _flat_adam(params, grads, state, lr, beta1, beta2, eps)
-    turned = [piece.view(p.shape[::-1]).permute(*reversed(range(p.ndim)))
+    turned = [piece.view(p.shape[::-1]).permute(tuple(reversed(range(p.ndim))))
               for piece, p in zip(flat.split([p.numel() for p in params]), params)]
     return turned, state
 

@@ -1,5 +1,21 @@
 # %% [markdown]
-# # Saddle points
+# # 11 · Saddle points
+#
+# Textbooks say that plain gradient descent stalls at a saddle point where AdaGrad and its relatives leave at
+# once, and a well-known animation shows it. Is it so, why, and does it matter in a real network?
+#
+# By the end you will have made this picture with seven optimisers of your own: the race on a saddle, beside the
+# race on the same saddle turned by 45°. Nothing else changes, and the order of the finish does.
+#
+# | | |
+# | --- | --- |
+# | Time | about 4 hours |
+# | You need | gradients, eigenvalues of a symmetric matrix, the basics of PyTorch |
+# | Data | digits and mnist5k; they are on this machine, no network is needed |
+# | A GPU adds | nothing before "How fast?"; there it makes the same point more strongly |
+#
+# Before each experiment you are asked to **predict** its outcome. Write a line in the cell below the question,
+# then run the experiment. A wrong prediction costs nothing and teaches the most.
 
 # %% tags=["setup"]
 import math
@@ -9,12 +25,52 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from course import data, models, plots, surfaces, timing, train
+from course import claims, data, models, plots, surfaces, timing, train
 from course.check import check, setup, speed
 
 setup("11_saddle_points")
 State = dict[str, Tensor | int | float]  # what an optimiser remembers; empty before the first step
 
+# %% [markdown]
+# ## The saddle
+#
+# $$f(x, y) = x^2 - y^2, \qquad \nabla f = (2x, -2y), \qquad H = \begin{pmatrix} 2 & 0 \\ 0 & -2 \end{pmatrix}.$$
+#
+# At the origin the gradient is zero, but it is not a minimum: the Hessian $H$ has an eigenvalue of each sign.
+# Along $x$ the surface is a valley, along $y$ a hilltop. The line $y = 0$ is a *ridge*: a ball that starts
+# exactly on it rolls to the origin and stops. We start at $(-1, 0.001)$, beside the ridge by a thousandth.
+
+# %%
+START = (-1.0, 1e-3)
+
+# %% tags=["experiment"]
+plots.surface_race(surfaces.saddle, {"start": torch.tensor([START])}, title="Down along x, down again along y",
+                   alt="The surface x² − y²: a pass between two mountains, with the start on its high side, at (-1, 0.001).")
+
+# %% [markdown]
+# ### Notation
+#
+# $\theta$ is a tensor of parameters (here the point $(x, y)$), $g$ the gradient there, $\eta$ the learning rate
+# (`lr`), and $\theta \leftarrow \dots$ one step. Squares, roots and quotients of tensors are taken element by
+# element. $\lambda$ is an eigenvalue of the Hessian: the curvature in one direction.
+#
+# Every optimiser is a function `step(param, grad, state, lr=...)` that returns the new parameter and the new
+# state. It changes nothing that it was given. `state` is a dict, empty before the first step; what is not in it
+# yet counts as zero.
+
+# %% [markdown]
+# ## 1 · SGD: follow the slope
+#
+# $$\theta \leftarrow \theta - \eta\, g.$$
+#
+# On the saddle one step does $x \leftarrow (1 - 2\eta)\,x$ and $y \leftarrow (1 + 2\eta)\,y$: the two coordinates
+# know nothing of each other. We say that a method has *escaped* when $|y| > 0.5$.
+#
+# **Predict:** with $\eta = 0.01$, after about how many steps has SGD escaped from $y_0 = 10^{-3}$? And from $y_0
+# = 10^{-6}$, a thousand times closer to the ridge: a thousand times as many?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def sgd_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State,
@@ -28,6 +84,37 @@ def sgd_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], stat
 # %%
 check(sgd_step)
 
+# %% tags=["experiment"]
+left, right = plots.figure(columns=2, size=(9.6, 3.8), alt="SGD from four distances to the ridge. On a logarithmic scale "
+    "all |y| grow along parallel straight lines; the height falls, stays near zero for hundreds of steps, and falls again.")[1]
+walks = {f"y₀ = {y0:g}": surfaces.race(surfaces.saddle, {"SGD": (sgd_step, {"lr": 0.01})}, (-1, y0), 800)["SGD"]
+         for y0 in (1e-1, 1e-3, 1e-6)}
+plots.lines({name: path[:, 1].clamp(max=2) for name, path in walks.items()}, ax=left, logy=True,
+            title="Leaving is a straight line ...", xlabel="step", ylabel="|y|, distance to the ridge")
+plots.lines({name: surfaces.saddle.value(path).clamp(min=-0.5) for name, path in walks.items()}, ax=right, alt="",
+            title="... and looks like a plateau", xlabel="step", ylabel="height")
+plots.show(left.figure)
+
+# %% [markdown]
+# SGD is never stuck: $|y|$ grows by 2% at every step. Being a thousand times closer costs $\ln 1000 / \ln 1.02 =
+# 349$ steps more, no matter where you are. But look at the right picture: for most of this time the height does
+# not move. In training, that is a *plateau*, and it ends as suddenly as it does here.
+
+# %% [markdown]
+# ## 2 · Momentum: remember the direction
+#
+# Add up the past gradients, and let old ones fade:
+#
+# $$v \leftarrow \beta v + g, \qquad \theta \leftarrow \theta - \eta\, v.$$
+#
+# If the gradient stayed the same, $v$ would grow to $g / (1 - \beta)$: with $\beta = 0.9$, steps ten times as
+# long.
+#
+# **Predict:** SGD needs 314 steps from our start at $\eta = 0.01$. Does momentum need a tenth of that, more, or
+# less?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def momentum_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State,
@@ -42,6 +129,47 @@ def momentum_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"],
 # %%
 check(momentum_step)
 
+# %% [markdown]
+# The next cell is used all through the lab: it counts the steps until $|y| > 0.5$.
+
+# %%
+def steps_to_escape(step: Callable, degrees: float = 0, start=START, most: int = 2000, **hyper) -> int | None:
+    """Steps until |y| > 0.5 on the saddle turned by `degrees`, y and `start` in its own axes; None: not within `most`."""
+    surface = surfaces.rotated(surfaces.saddle, degrees)
+    escaped = lambda point: abs(surface.own(point)[1]) > 0.5
+    path = surfaces.race(surface, {"": (step, hyper)}, surface.outer(start), most, until=escaped)[""]
+    return len(path) - 1 if escaped(path[-1]) else None
+
+# %% tags=["experiment"]
+counts = {"SGD, lr 0.01": steps_to_escape(sgd_step, lr=0.01), "momentum, lr 0.01": steps_to_escape(momentum_step, lr=0.01),
+          "SGD, lr 0.1": steps_to_escape(sgd_step, lr=0.1)}
+runs = {"SGD, lr 0.01": (sgd_step, {"lr": 0.01}), "momentum, lr 0.01": (momentum_step, {"lr": 0.01}),
+        "SGD, lr 0.1": (sgd_step, {"lr": 0.1})}
+walks = surfaces.race(surfaces.saddle, runs, START, 320)
+plots.lines({f"{name}: {counts[name]} steps": path[:, 1].clamp(max=0.5) for name, path in walks.items()}, logy=True,
+            title="Momentum needs time to gather speed", xlabel="step", ylabel="|y|, distance to the ridge",
+            alt=f"Steps to escape: {counts}. Momentum is far faster than SGD at the same rate, slower than SGD at ten times it.")
+
+# %% [markdown]
+# Less than ten times faster: the velocity is an average over the last ten steps or so, and ten steps ago the
+# gradient was smaller. The slower the escape, the closer momentum comes to its factor ten (try $\eta = 0.001$ in
+# both).
+
+# %% [markdown]
+# ## 3 · Nesterov: look one step ahead
+#
+# Momentum uses the slope where it stands, although it knows where its velocity will carry it. Nesterov's form
+# uses the slope ahead. Written for the gradient at hand, as torch does it:
+#
+# $$v \leftarrow \beta v + g, \qquad \theta \leftarrow \theta - \eta\,(g + \beta v).$$
+#
+# On the ridge this hardly matters. In the valley, where momentum shoots over the bottom and comes back, it does.
+#
+# **Predict:** at $\eta = 0.1$, momentum swings through $x = 0$ many times. Does looking ahead make the swings
+# shorter, or only later?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def nesterov_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State,
@@ -56,6 +184,30 @@ def nesterov_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"],
 # %%
 check(nesterov_step)
 
+# %% tags=["experiment"]
+runs = {"SGD": (sgd_step, {"lr": 0.1}), "momentum": (momentum_step, {"lr": 0.1}), "Nesterov": (nesterov_step, {"lr": 0.1})}
+walks = surfaces.race(surfaces.saddle, runs, (-1.0, 0.0), 60)
+plots.lines({name: path[:, 0] for name, path in walks.items()}, title="Across the valley: momentum swings, Nesterov brakes",
+            xlabel="step", ylabel="x", marks=False,
+            alt="x against the step in the valley. SGD creeps to 0; momentum swings around 0 for 60 steps; Nesterov swings "
+                "a few times and is at rest after about 25 steps.")
+
+# %% [markdown]
+# ## 4 · AdaGrad: a rate for every coordinate
+#
+# From here on the methods do something new: they divide each coordinate of the gradient by a measure of its own
+# size. AdaGrad takes the root of the sum of all squares so far,
+#
+# $$s \leftarrow s + g^2, \qquad \theta \leftarrow \theta - \eta\, \frac{g}{\sqrt{s} + \varepsilon}.$$
+#
+# The very first step is then $\pm\eta$ in every coordinate, however small the gradient. ($\varepsilon$ only
+# guards against $0/0$.)
+#
+# **Predict:** SGD needs 349 more steps at $\eta = 0.01$ when it starts a thousand times closer to the ridge. And
+# AdaGrad?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def adagrad_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State,
@@ -70,6 +222,30 @@ def adagrad_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], 
 # %%
 check(adagrad_step)
 
+# %% tags=["experiment"]
+walks = {}
+for y0 in (1e-3, 1e-6, 1e-9):
+    paths = surfaces.race(surfaces.saddle, {"SGD": (sgd_step, {"lr": 0.1}), "AdaGrad": (adagrad_step, {"lr": 0.1})}, (-1, y0), 60)
+    walks |= {f"{name} from y₀ = {y0:g}": path[:, 1].clamp(max=0.5) for name, path in paths.items()}
+plots.lines(walks, logy=True, marks=False, title="AdaGrad does not feel how close the ridge is (lr 0.1)", xlabel="step",
+            ylabel="|y|, distance to the ridge", alt="SGD leaves later the closer it starts to the ridge. AdaGrad's first step "
+            "takes it to |y| = 0.1 from all three starts, and its three curves are one.")
+
+# %% [markdown]
+# ## 5 · RMSprop: forget
+#
+# AdaGrad's $s$ only grows, so its steps only shrink. RMSprop replaces the sum by a moving average, which forgets
+# after about $1/(1-\beta)$ steps:
+#
+# $$s \leftarrow \beta s + (1-\beta)\, g^2, \qquad \theta \leftarrow \theta - \eta\, \frac{g}{\sqrt{s} + \varepsilon}.$$
+#
+# $s$ starts at zero, so the first average is too small.
+#
+# **Predict:** with $\beta = 0.99$, how long is the first step, in units of $\eta$? And when the gradient suddenly
+# becomes ten times smaller, which method notices?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def rmsprop_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State,
@@ -84,6 +260,39 @@ def rmsprop_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], 
 # %%
 check(rmsprop_step)
 
+# %% tags=["experiment"]
+def step_lengths(step, grads, **hyper):
+    """How far a single parameter moves at each step, for gradients given beforehand."""
+    point, state, lengths = torch.zeros(1), {}, []
+    for grad in grads:
+        new, state = step(point, grad.view(1), state, lr=1.0, **hyper)
+        lengths.append((new - point).abs().item())
+    return torch.tensor(lengths)
+
+grads = torch.cat([torch.ones(200), 0.1 * torch.ones(600)])
+plots.lines({"AdaGrad": step_lengths(adagrad_step, grads), "RMSprop, β = 0.99": step_lengths(rmsprop_step, grads),
+             "RMSprop, β = 0.9": step_lengths(rmsprop_step, grads, beta=0.9)}, logy=True, marks=False,
+            title="The gradient falls from 1 to 0.1 at step 200", xlabel="step", ylabel="length of the step / learning rate",
+            alt="Step lengths. AdaGrad's shrink all the time and by ten more at step 200. RMSprop begins with steps of ten "
+                "(β = 0.99) or three (β = 0.9) learning rates, falls to one, drops at step 200 and comes back to one.")
+
+# %% [markdown]
+# ## 6 · AdaDelta: which unit does a step have?
+#
+# Divide a gradient by its own size and the result has no unit, yet it is added to a parameter that has one.
+# AdaDelta multiplies by the recent size of its own updates, which has the right unit, and hopes to need no
+# learning rate:
+#
+# $$s \leftarrow \rho s + (1-\rho)\, g^2, \qquad \Delta = \frac{\sqrt{u + \varepsilon}}{\sqrt{s + \varepsilon}}\; g, \qquad
+# \theta \leftarrow \theta - \eta\, \Delta, \qquad u \leftarrow \rho u + (1-\rho)\, \Delta^2.$$
+#
+# Here $\varepsilon$ stands *inside* both roots, and $\Delta$ uses the $u$ of the steps before. Zeiler's paper has
+# $\eta = 1$.
+#
+# **Predict:** before the first step $u = 0$. What, then, decides how long AdaDelta's first steps are?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def adadelta_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State,
@@ -101,6 +310,36 @@ def adadelta_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"],
 # %%
 check(adadelta_step)
 
+# %% tags=["experiment"]
+epsilons = [10.0**-k for k in range(2, 11)]
+plots.lines({f"y₀ = {y0:g}": [steps_to_escape(adadelta_step, start=(-1, y0), lr=1.0, eps=eps) or math.nan for eps in epsilons]
+             for y0 in (1e-1, 1e-3, 1e-6)}, x=epsilons, logx=True, logy=True,
+            title="AdaDelta's hidden learning rate is ε", xlabel="ε (torch's default is 1e-6)", ylabel="steps to escape",
+            alt="Steps that AdaDelta needs to escape against ε: from about 10 at 1e-2 to hundreds at 1e-10.")
+
+# %% [markdown]
+# The first step is about $\sqrt{\varepsilon}$ long where $g$ is large, and from there $u$ has to grow by itself.
+# The learning rate has not gone, it has moved into a constant that was meant to guard against $0/0$.
+
+# %% [markdown]
+# ## 7 · Adam: remember both
+#
+# Adam keeps an average $m$ of the gradients, like momentum, and an average $v$ of their squares, like RMSprop.
+# (This $v$ is the paper's letter and has nothing to do with momentum's.) At step $t = 1, 2, \dots$
+#
+# $$m \leftarrow \beta_1 m + (1-\beta_1)\, g, \qquad v \leftarrow \beta_2 v + (1-\beta_2)\, g^2, \qquad
+# \hat m = \frac{m}{1-\beta_1^t}, \quad \hat v = \frac{v}{1-\beta_2^t}.$$
+#
+# The last two repair what starting at zero does to the averages. AdamW pulls the weights towards zero *beside*
+# the gradient, so that this pull is not divided by anything; $w$ is `weight_decay`:
+#
+# $$\theta \leftarrow (1 - \eta w)\,\theta - \eta\, \frac{\hat m}{\sqrt{\hat v} + \varepsilon}.$$
+#
+# **Predict:** without the repair ($m$ for $\hat m$, $v$ for $\hat v$), is the first step too long or too short?
+# By what factor?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def adam_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State, lr: float = 1e-3,
@@ -124,6 +363,174 @@ def adam_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], sta
 # %%
 check(adam_step)
 
+# %% tags=["experiment"]
+def unrepaired_step(param, grad, state, lr):
+    m = 0.9 * state.get("m", 0) + 0.1 * grad
+    v = 0.999 * state.get("v", 0) + 0.001 * grad**2
+    return param - lr * m / (v**0.5 + 1e-8), {"m": m, "v": v}
+
+grads = torch.ones(2000)
+steps = torch.arange(1, 2001)
+plots.lines({name: (steps, step_lengths(f, grads)) for name, f in
+             {"RMSprop": rmsprop_step, "Adam": adam_step, "Adam without the repair": unrepaired_step}.items()}, logx=True, marks=False,
+            title="Same gradient at every step, and yet", xlabel="step", ylabel="length of the step / learning rate",
+            alt="Step lengths for a constant gradient. Adam: always one learning rate. RMSprop: ten at first, falling to one in a few "
+                "hundred steps. Adam without the repair: three at first, more than six after twelve steps, back to one after 2000.")
+
+# %% [markdown]
+# ## The race
+#
+# All seven, with *your* functions: from the same start, with the same learning rate 0.01; AdaDelta has its own
+# default, 1.
+#
+# **Predict:** who leaves first, who last? Where on the picture is SGD after 120 steps?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+METHODS = {"SGD": sgd_step, "momentum": momentum_step, "Nesterov": nesterov_step, "AdaGrad": adagrad_step,
+           "RMSprop": rmsprop_step, "AdaDelta": adadelta_step, "Adam": adam_step}
+RUNS = {name: (step, {"lr": 1.0 if name == "AdaDelta" else 0.01}) for name, step in METHODS.items()}
+walks = surfaces.race(surfaces.saddle, RUNS, START, 120)
+plots.animate_race(surfaces.saddle, walks, title="The race: press play")
+
+# %% tags=["experiment"]
+plots.surface_race(surfaces.saddle, walks, title="The same race in three dimensions")
+
+# %% [markdown]
+# So the textbooks seem to be right about RMSprop and Adam, and about SGD, which slides to the origin and waits.
+# AdaGrad already disappoints. But notice *where* the fast ones leave: they never come near the saddle point. They
+# walk off the ridge at the start, because a gradient of 0.002 in $y$ counts for as much as one of 2 in $x$. For
+# that, the ridge has to run along a coordinate axis. So turn it.
+
+# %% [markdown]
+# ## Turn the saddle
+#
+# The same surface, turned by 45°; the start turns with it. For anyone who walks on it, nothing has changed. The
+# *coordinates* have changed: both components of the gradient now hold half of the steep slope and half of the
+# tiny one.
+#
+# **Predict:** three of the seven walk exactly the same path as before, turned by 45°. Which, and why? What
+# happens to the other four?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+turned = surfaces.rotated(surfaces.saddle, 45)
+left, right = plots.figure(columns=2, size=(10, 4.4), alt="Two races on the saddle. Axes aligned: RMSprop, Adam and AdaDelta "
+    "leave the ridge at the start. Turned by 45°: all seven follow the ridge down to the saddle point.")[1]
+plots.contour_race(surfaces.saddle, walks, ax=left, legend=False, title="Axes aligned, 120 steps")
+plots.contour_race(turned, surfaces.race(turned, RUNS, turned.outer(START), 120), ax=right, title="Turned by 45°, 120 steps")
+plots.show(left.figure)
+
+# %% tags=["experiment"]
+counts = {"axes aligned": {}, "turned by 45°": {}, "turned by 45°, from x₀ = 0": {}}
+for name, (step, hyper) in RUNS.items():
+    counts["axes aligned"][name] = steps_to_escape(step, **hyper)
+    counts["turned by 45°"][name] = steps_to_escape(step, 45, most=10_000, **hyper)
+    counts["turned by 45°, from x₀ = 0"][name] = steps_to_escape(step, 45, start=(0.0, 1e-3), **hyper)
+plots.bars(counts, log=True, title="Turning the axes changes the winners", xlabel="steps to escape", width=8,
+           alt=f"Steps to escape, lr 0.01 (AdaDelta 1): {counts}.")
+
+# %% [markdown]
+# Turned, momentum and Nesterov win, and AdaGrad is thirty times slower than plain SGD. Both components of the
+# gradient are dominated by the steep slope in $x$, so both are divided by it, and the tiny slope stays tiny.
+# RMSprop and Adam recover *after* they have reached the valley's floor, when they have forgotten the steep slope;
+# AdaGrad never forgets. The third group is the cross-check: without the steep slope ($x_0 = 0$) there is nothing
+# to hide behind, and turning does no harm.
+#
+# So the adaptive methods win because the saddle's axes happen to be the coordinate axes? That is the usual
+# conclusion. Before you believe it, try more angles than one.
+#
+# **Predict:** sketch the steps to escape against the angle, from 0° to 90°, for RMSprop.
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+angles = list(range(0, 91, 5))
+curves = {name: [steps_to_escape(METHODS[name], angle, most=1500, lr=0.01) or math.nan for angle in angles]
+          for name in ("SGD", "momentum", "AdaGrad", "RMSprop", "Adam")}
+plots.lines(curves, x=angles, logy=True, title="45° is the worst case, not the typical one",
+            xlabel="the saddle is turned by (degrees)", ylabel="steps to escape (lr 0.01)",
+            alt="Steps to escape against the angle. SGD and momentum are flat. RMSprop rises from 6 to 100 and Adam from 44 to 280 at a sharp "
+                "peak at 45°, AdaGrad leaves the picture above 1500.")
+
+# %% [markdown]
+# The loss is dramatic only close to 45°. At 30° RMSprop still needs 25 steps. But at 30° the two components of
+# the gradient are as mixed as you like, so it cannot be that RMSprop "sees" the escape direction. What else
+# pushes it off the ridge? Start a thousandth *below* the ridge instead of above.
+#
+# **Predict:** SGD and Adam start once above and once below the ridge of a saddle turned by 30°. To which side
+# does each leave?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+turned = surfaces.rotated(surfaces.saddle, 30)
+walks = {f"{name}, {where} the ridge": surfaces.race(turned, {name: RUNS[name]}, turned.outer((-1, y0)), 450)[name]
+         for name in ("SGD", "Adam") for where, y0 in (("above", 1e-3), ("below", -1e-3))}
+plots.contour_race(turned, walks, title="Turned by 30°: SGD feels on which side it is, Adam does not",
+                   alt="Two SGD paths follow the ridge to the saddle point and leave to opposite sides. The two Adam paths lie on each other and "
+                       "leave to the same side at once.")
+
+# %% [markdown]
+# Adam's step is close to $\eta\,\mathrm{sign}(g)$, and that does not point down the slope: at 30° it points 15°
+# away from the ridge, whichever side the ground falls to. It has not found the way out. It has failed to follow
+# the ridge, and next to a ridge every mistake is a way out. Only at 45° (and at 0°, on the ridge itself) is the
+# sign of the gradient exactly the direction of the ridge.
+#
+# Three reasons, then, for leaving early, and it is worth keeping them apart:
+# 1. **Size does not count.** A small gradient makes as long a step as a large one, once a large one has been
+#    forgotten.
+# 2. **Each coordinate for itself.** If the escape direction is a coordinate, its tiny gradient is blown up at
+#    once (0°).
+# 3. **Wrong direction.** The step is not the gradient's direction, so it does not stay on a ridge (all angles but
+#    45°).
+
+# %% [markdown]
+# ### A curved valley
+#
+# A saddle is not everything. Here is a valley with a bend, Rosenbrock's banana made milder: steep across, nearly
+# flat along.
+#
+# **Predict:** which of the seven reach the star within 400 steps? Does it help to divide by the size of the
+# gradient here?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+runs = {name: (step, {"lr": 1.0 if name == "AdaDelta" else 0.05}) for name, step in METHODS.items()}
+plots.race(surfaces.valley, runs, (-1.2, 2.0), 300, title="Curved valley, 300 steps, lr 0.05")
+
+# %% [markdown]
+# Memory of the direction helps along the valley: momentum, Nesterov and Adam arrive. Size alone does not:
+# AdaGrad's steps shrink too soon, AdaDelta's never grew, and RMSprop's stay as long as the learning rate for
+# ever, so it zigzags.
+
+# %% [markdown]
+# ## 8 · `escape_steps`: predict the escape
+#
+# Enough watching. Near a saddle the loss along an eigenvector is $\tfrac12 \lambda y^2$ with $\lambda < 0$, the
+# gradient is $\lambda y$, and the escape can be computed. With momentum, eliminate $v$ from two steps in a row:
+#
+# $$y_{k+1} = (1 + \beta - \eta\lambda)\, y_k - \beta\, y_{k-1}.$$
+#
+# Look for solutions $y_k = r^k$: a quadratic equation with two roots. The larger root is greater than 1 and
+# grows, the smaller one dies out. At rest at the start, $v = 0$, so $y_0$ is the offset and $y_1 = (1 -
+# \eta\lambda)\, y_0$: that says how much of $y_0$ belongs to the growing root. What remains is to ask when the
+# growing part reaches the radius. With $\beta = 0$ the smaller root is 0, and you are back at SGD. On our saddle
+# $\lambda = -2$ and the radius is 0.5.
+#
+# **Predict:** before you code it, use SGD's formula by hand: radius 0.5, $\lambda = -2$, $\eta = 0.01$, $y_0 =
+# 10^{-3}$.
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def escape_steps(curvature: float, lr: float, offset: float, radius: float, beta: float = 0.0) -> float:
@@ -151,6 +558,46 @@ def escape_steps(curvature: float, lr: float, offset: float, radius: float, beta
 # %%
 check(escape_steps)
 
+# %% tags=["experiment"]
+offsets = [10.0**-k for k in range(1, 13)]
+fig, ax = plots.figure("The closer to the ridge, the later: by a constant, not by a factor", "y₀, offset from the ridge at the start",
+    "steps to escape", size=(7.6, 4.2), alt="Predicted lines and measured marks agree for SGD and momentum: straight lines against the "
+    "logarithm of the offset. RMSprop and Adam are flat.")
+for (name, beta), lr in [(method, lr) for method in (("SGD", 0.0), ("momentum", 0.9)) for lr in (0.01, 0.1)]:
+    look = plots.looks([name])[name]["color"]
+    ax.plot(offsets, [escape_steps(-2.0, lr, y0, 0.5, beta) for y0 in offsets], color=look, linestyle="-" if lr == 0.01 else "--")
+    ax.plot(offsets, [steps_to_escape(METHODS[name], start=(-1, y0), lr=lr) for y0 in offsets], "o", color=look, markersize=5,
+            label=f"{name}, lr {lr}")
+for name in ("RMSprop", "Adam"):
+    ax.plot(offsets, [steps_to_escape(METHODS[name], start=(-1, y0), lr=0.01) for y0 in offsets], ":", label=f"{name}, lr 0.01",
+            **{k: v for k, v in plots.looks([name])[name].items() if k != "linestyle"})
+ax.set(xscale="log", yscale="log")
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+plots.show(fig)
+
+# %% [markdown]
+# Lines are your prediction, marks the count. An offset of $10^{-12}$, far below what any initialisation gives,
+# costs SGD at $\eta = 0.1$ some 150 steps. In exact arithmetic only a start exactly *on* the ridge is stuck for
+# ever.
+
+# %% [markdown]
+# ## 9 · `most_negative_curvature`: is a real network at a saddle?
+#
+# A network with $n$ parameters has a Hessian of $n \times n$ numbers, too many to write down. But the *product*
+# of the Hessian with a vector costs only about two gradients:
+#
+# $$H u = \frac{\partial}{\partial \epsilon} \nabla f(\theta + \epsilon u) \Big|_{\epsilon = 0}.$$
+#
+# From such products alone the lowest eigenvalue can be found. Two ways:
+# - **Shifted power iteration.** Multiply by $H$ again and again, and the eigenvalue largest in size wins. If that
+#   is $\lambda_{\max} > 0$, repeat with $H - \lambda_{\max} I$: all its eigenvalues are negative, and the lowest
+#   one wins. Simple, but slow where eigenvalues lie close together.
+# - **Lanczos.** Keep all vectors $u, Hu, H^2u, \dots$, each made orthogonal to those before and of length 1:
+#   columns $q_1, \dots, q_k$ of a matrix $Q$. Then $T = Q^\top H Q$ is a small $k \times k$ matrix whose extreme
+#   eigenvalues come very near those of $H$, and $Q$ times its eigenvector is the eigenvector. The recommended
+#   way. Orthogonalise twice: rounding errors grow otherwise. If nothing remains of the new vector, stop early.
+#
+# `hvp` is a function: you call it, and it gives $H$ times your vector. At most `max_calls` times.
 
 # %%
 def most_negative_curvature(hvp: Callable[[Tensor], Tensor], start: Float[Tensor, "n"],
@@ -183,6 +630,258 @@ def most_negative_curvature(hvp: Callable[[Tensor], Tensor], start: Float[Tensor
 # %%
 check(most_negative_curvature)
 
+# %% [markdown]
+# Now a real one: 1437 scanned digits, a network 64-32-32-10 with tanh, small initial weights ($0.02$ times a
+# normal number, biases 0), plain gradient descent with all the data at every step. Its 3466 parameters form *one*
+# vector $\theta$.
+
+# %% tags=["experiment"]
+digits = data.digits()
+net = models.MLP((64, 32, 32, 10), torch.tanh)
+names, shapes = zip(*((name, p.shape) for name, p in net.named_parameters()))
+
+def loss(theta):
+    """Cross entropy on all training digits (nats), as a function of all parameters [3466]."""
+    pieces = theta.split([s.numel() for s in shapes])
+    values = {name: piece.view(s) for name, piece, s in zip(names, pieces, shapes)}
+    return torch.nn.functional.cross_entropy(torch.func.functional_call(net, values, digits.train_x), digits.train_y)
+
+gradient = torch.func.grad(loss)
+hvp_at = lambda theta: lambda u: torch.func.jvp(gradient, (theta,), (u,))[1]  # Hessian times u
+torch.manual_seed(0)
+theta0 = torch.cat([0.02 * torch.randn(s.numel()) if len(s) == 2 else torch.zeros(s.numel()) for s in shapes])
+
+# %% [markdown]
+# **Predict:** for some 300 steps the loss will stay at 2.30, the loss of guessing ($\ln 10$). Is that a place
+# where the gradient is zero, a minimum, a saddle? What do you expect of the Hessian's lowest and highest
+# eigenvalue there, and at the end of training?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% [markdown]
+# This takes about 15 seconds: a thousand steps of gradient descent, and your function twice at every fortieth,
+# for the lowest eigenvalue of $H$ and of $-H$.
+
+# %% tags=["experiment"]
+theta, history, thetas = theta0, {"step": [], "loss": [], "lowest": [], "highest": []}, {}
+for step in range(1001):
+    if step % 40 == 0:
+        hvp, start = hvp_at(theta), torch.randn(len(theta))
+        lowest, highest = most_negative_curvature(hvp, start, 40)[0], -most_negative_curvature(lambda u: -hvp(u), start, 40)[0]
+        thetas[step] = theta
+        for name, value in (("step", step), ("loss", loss(theta)), ("lowest", lowest), ("highest", highest)):
+            history[name].append(float(value))
+    theta = theta - 0.1 * gradient(theta)
+
+# %% tags=["experiment"]
+left, right = plots.figure(columns=2, size=(9.6, 3.8), alt="Left: the loss stays at 2.30 for about 350 steps, then falls. Right: on the plateau "
+    "the lowest eigenvalue is as large in size as the highest; after it the highest is a hundred times larger.")[1]
+plots.lines({"loss": history["loss"]}, x=history["step"], ax=left, alt="", title="A plateau, then learning",
+            xlabel="step of gradient descent, lr 0.1", ylabel="training loss (nats)", marks=False)
+plots.lines({"highest, upwards": history["highest"], "lowest, downwards (minus sign left out)": [-v for v in history["lowest"]]},
+            x=history["step"], ax=right, alt="", logy=True, marks=False, title="The ends of the Hessian's spectrum",
+            xlabel="step of gradient descent, lr 0.1", ylabel="size of the eigenvalue")
+plots.show(left.figure)
+
+# %% [markdown]
+# On the plateau the surface bends down as much as it bends up: a saddle region in the plain sense of the word.
+# (Not exactly a saddle *point*: the gradient is about 0.01, small but not zero.) At the end the lowest eigenvalue
+# is still negative, but hundreds of times smaller than the highest: nearly a minimum, in a long flat valley.
+#
+# Does the network leave *along* the direction that you found? Stand on the plateau at step 200 and look around:
+# along your eigenvector, along the gradient, and along a random direction.
+
+# %% tags=["experiment"]
+theta = thetas[200]
+_, way_out = most_negative_curvature(hvp_at(theta), torch.randn(len(theta)))
+slope, random = gradient(theta), torch.randn(len(theta))
+far = torch.linspace(-2, 2, 41)
+looks = {"along the eigenvector": way_out, "along the gradient": slope / slope.norm(), "a random direction": random / random.norm()}
+plots.lines({name: [loss(theta + a * u).item() for a in far] for name, u in looks.items()}, x=far, marks=False,
+            title="The view from the plateau, at step 200", xlabel="distance along the direction", ylabel="training loss (nats)",
+            alt="The loss along three lines through the plateau. Along the eigenvector it falls to both sides, along a random direction it is flat.")
+print(f"cosine of the gradient with the eigenvector at step 200: {abs(way_out @ slope / slope.norm()):.2f}; "
+      f"two random directions would have about {len(theta)**-0.5:.2f}")
+
+# %% [markdown]
+# If that is the way out, a push along it should shorten the wait, and a push of the same length in a random
+# direction should not.
+#
+# **Predict:** the plateau lasts some 370 steps (until the loss is below 2.2). How long after a push of length 0.5
+# at the start along the eigenvector found *there*?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+_, first_way_out = most_negative_curvature(hvp_at(theta0), torch.randn(len(theta0)))
+curves = {}
+for name, push in {"no push": 0 * random, "random push": random / random.norm(), "push along the eigenvector": first_way_out}.items():
+    theta, curves[name] = theta0 + 0.5 * push, []
+    for step in range(450):
+        curves[name].append(loss(theta).item())
+        theta = theta - 0.1 * gradient(theta)
+plots.lines(curves, title="A push in the right direction", xlabel="step of gradient descent, lr 0.1", ylabel="training loss (nats)",
+            marks=False, alt="Training loss. A random push changes nothing; a push of the same length along the eigenvector ends the plateau earlier.")
+
+# %% [markdown]
+# ## Turn a real network
+#
+# On the toy saddle, turning the axes by 45° undid the adaptive methods. Turn the network in the same way: choose
+# a random rotation $R$ of the 3466-dimensional space, and let Adam train $\theta' = R^\top \theta$ instead of
+# $\theta$. It is the same network and the same loss; but now every coordinate is a mixture of all weights, and no
+# direction of the surface is an axis any more. Plain gradient descent would not notice. A third run has no memory
+# and no coordinates at all: plain gradient descent whose step is brought to a fixed length, $\theta \leftarrow
+# \theta - \eta \sqrt{n}\, g / \lVert g \rVert$, about as long as Adam's.
+#
+# **Predict:** rank the three by the steps they need to leave the plateau: Adam, Adam in turned coordinates, the
+# fixed length.
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+n = len(theta0)
+rotation = torch.linalg.qr(torch.randn(n, n))[0]  # [3466, 3466], about a second
+fixed_length_step = lambda p, g, state, lr: (p - lr * n**0.5 * g / g.norm(), state)
+settings = {"SGD, lr 1": (sgd_step, 1.0, None), "Adam, lr 0.001": (adam_step, 1e-3, None),
+            "Adam, turned": (adam_step, 1e-3, rotation), "fixed length, lr 0.001": (fixed_length_step, 1e-3, None)}
+curves = {}
+for name, (step, lr, turn) in settings.items():
+    point, state, curves[name] = (theta0 if turn is None else turn.T @ theta0), {}, []
+    for k in range(160):
+        theta = point if turn is None else turn @ point
+        curves[name].append(loss(theta).item())
+        slope = gradient(theta)
+        point, state = step(point, slope if turn is None else turn.T @ slope, state, lr=lr)
+plots.lines(curves, title="A real plateau does not care about the axes", xlabel="step", ylabel="training loss (nats)", marks=False,
+            alt="Training loss. Adam, Adam in turned coordinates and gradient descent with steps of fixed length leave the plateau at about the "
+                "same step and fall together; SGD at lr 1 leaves at about the same time and falls later.")
+
+# %% [markdown]
+# ### Question (2 points)
+#
+# On the toy saddle a turn by 45° made AdaGrad about thirty times slower. On the network's plateau a random turn
+# makes next to no difference to Adam, and steps of a fixed length do as well. Explain both with what is large and
+# what is small in the gradient, in three or four sentences. (You have measured the two eigenvalues on the
+# plateau, and the cosine between gradient and eigenvector.)
+
+# %% [markdown] tags=["written"] points=2 name="axes"
+# On the toy saddle the start has a steep slope of 2 in the stable direction and one of 0.002 in the escape
+# direction. Aligned with the axes, each is divided by its own size; turned by 45°, both coordinates contain the
+# steep slope, are divided by about the same number, and the small slope stays a thousand times smaller, in
+# AdaGrad for ever because it never forgets the large one.
+#
+# On the network's plateau there is no steep stable slope: the highest eigenvalue (0.10) is hardly larger than the
+# lowest (−0.06) in size, the whole gradient is tiny (0.01), and after some steps much of it points along the
+# escape direction (cosine up to 0.8). What slows gradient descent is only that its step is proportional to this
+# tiny gradient. Any method that makes its steps long regardless of the gradient's size removes that, in any
+# coordinates, even with one common factor for all.
+
+# %% [markdown]
+# ### Is Adam less sensitive to its learning rate?
+#
+# So says the text: Adam works over a wide range of learning rates, SGD does not. Train a small network on 4000
+# real MNIST digits with 13 learning rates each. As the *width* of a method we take the learning rates, in
+# decades, whose test error is at most twice the method's best.
+#
+# **Predict:** how many decades for SGD, how many for Adam? And AdaGrad? (About 15 seconds.)
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+mnist, rates, errors = data.mnist5k(), [10 ** (k / 2) for k in range(-10, 3)], {}
+for name in ("SGD", "AdaGrad", "Adam"):
+    errors[name] = []
+    for lr in rates:
+        torch.manual_seed(0)
+        run = train.train(models.MLP((784, 128, 10)), mnist, optimizer=METHODS[name], lr=lr, epochs=3, progress=False)
+        errors[name].append(1 - run.final_accuracy)
+widths = {name: 0.5 * sum(e <= 2 * min(row) for e in row) for name, row in errors.items()}
+print("decades within twice the best error:", widths)
+
+# %% tags=["experiment"]
+full = claims.full_run("11_saddle_points")["sensitivity"]
+long = {name: full["784-128-10"][name] for name in errors}
+left, right = plots.figure(columns=2, size=(10.4, 4), alt="Test error against the learning rate for SGD, AdaGrad and Adam: your run and the full run. "
+    "All three are U-shaped; Adam's and AdaGrad's are wider than SGD's.")[1]
+words = {"xlabel": "learning rate", "ylabel": "test error (share)", "logx": True, "logy": True, "alt": ""}
+plots.lines(errors, x=rates, ax=left, title=f"Yours: 3 epochs, 1 seed", **words)
+plots.lines({name: row["error"] for name, row in long.items()}, x=full["rates"], ax=right, marks=False,
+            bands={name: (row["low"], row["high"]) for name, row in long.items()},
+            title="Full run: 5 epochs, 7 seeds (band: all)", **words)
+plots.show(left.figure)
+
+# %% tags=["experiment"]
+long = {name: full["784-128-10"][name]["width"]["2"] for name in ("SGD", "momentum", "AdaGrad", "RMSprop", "Adam")}
+plots.bars({name: w[0] for name, w in long.items()}, intervals={name: tuple(w[1:]) for name, w in long.items()}, form="{:.2f}",
+           title="Full run: how wide is the range of good learning rates?", xlabel="decades within twice the best error (line: 95% interval)",
+           alt=f"Width in decades, mean and 95% interval: {long}.")
+
+
+# %% [markdown]
+# ### Start with Adam, finish with SGD?
+#
+# Adam is quick at the start, SGD often ends better, so a late switch from one to the other should give both. To
+# judge that one has to ask what else the switch does: it also changes the length of the steps. The fair opponent
+# is Adam with a *lower learning rate* from the same moment on. Here is one quick run each; the full run has
+# twenty seeds, two tasks, and learning rates chosen on held-back training data.
+#
+# **Predict:** best final accuracy: Adam to the end, momentum to the end, the switch, or Adam with a lower rate?
+# (About 10 seconds.)
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+def phases(*parts):
+    """Train the same network through (step, lr, epochs), one after the other; the joined history."""
+    torch.manual_seed(1)
+    model = models.MLP((784, 128, 10))
+    runs = [train.train(model, mnist, optimizer=step, lr=lr, epochs=epochs, eval_every=31, seed=k, progress=False)
+            for k, (step, lr, epochs) in enumerate(parts)]
+    return sum(runs[1:], runs[0])
+
+runs = {"Adam": phases((adam_step, 3e-3, 9), (adam_step, 3e-3, 3)), "momentum": phases((momentum_step, 0.2, 12)),
+        "Adam, then momentum": phases((adam_step, 3e-3, 9), (momentum_step, 0.05, 3)),
+        "Adam, then lower rate": phases((adam_step, 3e-3, 9), (adam_step, 3e-4, 3))}
+plots.lines({name: (run.eval_steps, 1 - run.accuracy) for name, run in runs.items()}, logy=True, marks=False,
+            title="Switch after 9 of 12 epochs: one run each", xlabel="step", ylabel="test error (share)",
+            alt=f"Final test errors: { {name: round(1 - run.final_accuracy, 3) for name, run in runs.items()} }.")
+
+# %% tags=["experiment"]
+full = claims.full_run("11_saddle_points")["switch"]
+arms = ["momentum alone", "SGD alone", "Adam, momentum from 75%", "Adam, SGD from 75%", "Adam, lower rate from 75%"]
+fig, ax = plots.figure("Full run, 20 seeds: better than Adam alone, by how much?", "difference in test accuracy to Adam alone (percentage points)",
+    size=(8, 3.6), alt="Differences to Adam alone with 95% intervals: " + "; ".join(
+        f"{arm}, {task}: {100 * full[task][arm]['minus Adam alone'][0]:+.2f}" for task in ("mnist5k", "glyphs62") for arm in arms) + ".")
+for j, task in enumerate(("mnist5k", "glyphs62")):
+    mean, low, high = (100 * torch.tensor([full[task][arm]["minus Adam alone"] for arm in arms])).T
+    ax.errorbar(mean, torch.arange(5) + 0.2 * j, xerr=torch.stack([mean - low, high - mean]), fmt=plots.MARKS[j], capsize=3, label=task)
+ax.axvline(0, color=plots.INK, linestyle=":")
+ax.set_yticks(range(5), arms)
+ax.invert_yaxis()
+ax.legend()
+plots.show(fig)
+
+
+# %% [markdown]
+# ## 10 · `flat_adam_step`: all tensors at once
+#
+# Adam for one tensor is about ten small operations. A network has many tensors, and in a loop each of them pays
+# for its own ten: Python calls torch, torch looks up the operation for this type and device, allocates the
+# result, and only then adds a few numbers. This *dispatch* takes microseconds whatever the size. On a GPU each
+# operation also costs a kernel launch.
+#
+# Since Adam treats every number alike, the borders between tensors mean nothing to it. Lay all parameters end to
+# end in one buffer, all gradients in another, and take *one* step.
+#
+# **Predict:** 200 tensors of 64 numbers: how many times faster? And 200 tensors of 65,536 numbers?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def flat_adam_step(params: list[Tensor], grads: list[Tensor], state: State, lr: float = 1e-3, beta1: float = 0.9,
@@ -203,5 +902,199 @@ def flat_adam_step(params: list[Tensor], grads: list[Tensor], state: State, lr: 
 # %%
 check(flat_adam_step)
 
+# %% [markdown]
+# Your function still joins and splits the parameters at each step. A class can do that once and for all: each
+# parameter becomes a *view* into the buffer, a tensor that has a shape of its own but the buffer's memory. When
+# the buffer moves, all have moved.
+
+# %%
+class FlatAdam:
+    """Adam as an optimiser for torch modules: all parameters are views into one buffer, `self.flat`."""
+
+    def __init__(self, params, lr: float = 1e-3):
+        self.params, self.state, self.param_groups = list(params), {}, [{"lr": lr}]
+        self.flat = torch.nn.utils.parameters_to_vector(self.params).detach()
+        begin = 0
+        for p in self.params:
+            p.data = self.flat[begin:begin + p.numel()].view(p.shape)  # from now on a window onto the buffer
+            begin += p.numel()
+
+    @torch.no_grad()
+    def step(self):
+        grad = torch.nn.utils.parameters_to_vector([p.grad for p in self.params])
+        moved, self.state = adam_step(self.flat, grad, self.state, lr=self.param_groups[0]["lr"])
+        self.flat.copy_(moved)
+
+# %% tags=["experiment"]
+runs = {}
+for name, optimizer in {"adam_step on each tensor": adam_step, "FlatAdam": FlatAdam, "torch.optim.Adam": torch.optim.Adam}.items():
+    torch.manual_seed(0)
+    deep = models.MLP([64] + [32] * 20 + [10], torch.tanh)  # 42 tensors, most of them tiny
+    runs[name] = train.train(deep, digits, optimizer=optimizer, lr=2e-3, steps=800, eval_every=100, progress=False)
+plots.lines({f"{name}: {run.seconds:.1f} s": (run.eval_seconds, 1 - run.accuracy) for name, run in runs.items()},
+            title="The same training, in less time", xlabel="seconds of training", ylabel="test error (share)", logy=True,
+            alt=f"Test error against time: {', '.join(f'{name} {run.seconds:.1f} s' for name, run in runs.items())} for the same 800 steps.")
+
+# %% [markdown]
+# The runs end at the same error, because they take the same steps up to rounding. The whole training gains less
+# than the step alone: forward and backward pass have their own dispatch, and no optimiser can save that.
+
+# %% [markdown]
+# ## How fast?
+#
+# First the graded measurement: ten steps for 200 tensors of 64 numbers, against a loop over the tensors. (A few
+# seconds.)
+
 # %%
 speed(flat_adam_step)
+
+# %% [markdown]
+# Why exactly this size? Let the tensors grow. The limit is the memory: one Adam step has to read parameter,
+# gradient, $m$ and $v$, and write parameter, $m$ and $v$: seven numbers of four bytes each, at the rate at which
+# this machine copies. (About 20 seconds.)
+
+# %% tags=["experiment"]
+import functools
+
+@functools.cache
+def tensors(size, count=200):
+    make = lambda *shape: [torch.rand(shape) for _ in range(count)]
+    each = [{"m": m, "v": v, "t": 5} for m, v in zip(make(size), make(size))]
+    return make(size), make(size), each, {"m": torch.rand(count * size), "v": torch.rand(count * size), "t": 5}
+
+loop = lambda params, grads, each, whole: [adam_step(p, g, s) for p, g, s in zip(params, grads, each)]
+flat = lambda params, grads, each, whole: flat_adam_step(params, grads, whole)
+sizes = [64, 256, 1024, 4096, 16384, 65536]
+measured = {size: timing.compare(flat, loop, lambda seed: tensors(size), seconds=1.5, device="cpu") for size in sizes}
+limit = {size: 200 * size * 7 * 4 / timing.memory_bandwidth("cpu") for size in sizes}
+
+# %% tags=["experiment"]
+left, right = plots.figure(columns=2, size=(10.4, 4), alt="Left: the flat step's advantage falls from "
+    f"{measured[64].ratio:.0f} at 64 numbers a tensor to {measured[65536].ratio:.1f} at 65,536. Right: the loop's time is flat "
+    "until thousands of numbers a tensor; the flat step's time grows with the size.")[1]
+plots.lines({"loop / flat": [measured[s].ratio for s in sizes]}, x=sizes, ax=left, alt="", logx=True, logy=True, limits={"no gain": 1},
+            bands={"loop / flat": ([measured[s].low for s in sizes], [measured[s].high for s in sizes])},
+            title="The advantage melts (band: 95%)", xlabel="numbers in each of 200 tensors", ylabel="times faster")
+plots.lines({"loop": [1e3 * measured[s].baseline_seconds for s in sizes], "flat": [1e3 * measured[s].candidate_seconds for s in sizes],
+             "limit: move the bytes once": [1e3 * limit[s] for s in sizes]}, x=sizes, ax=right, alt="", logx=True, logy=True,
+            title="Where the time goes", xlabel="numbers in each of 200 tensors", ylabel="time of one step (ms)")
+plots.show(left.figure)
+per_call = measured[64].baseline_seconds / (200 * 14)
+print(f"loop, 64 numbers: {timing.duration(measured[64].baseline_seconds)}, so about {timing.duration(per_call)} for each of its 2800 operations")
+
+
+# %% [markdown]
+# ## The claim
+#
+# An overview of training methods says: on a saddle, SGD stalls, momentum and Nesterov escape late, and AdaGrad,
+# RMSprop and AdaDelta leave at once. You have all the functions to check it. First the steps to escape at three
+# common learning rates (for all seven, so AdaDelta too), from the same start, axes aligned and turned by 45°.
+
+# %% tags=["experiment"]
+rates = (0.01, 0.1, 1.0)
+found = {(name, lr, degrees): steps_to_escape(step, degrees, lr=lr, most=10_000)
+         for name, step in METHODS.items() for lr in rates for degrees in (0, 45)}
+panels = plots.figure("Steps to escape, from (-1, 0.001)", columns=3, size=(12, 4.4), alt="Steps to escape by method, learning rate and turn: " + "; ".join(
+    f"{name}, lr {lr}, {degrees}°: {steps}" for (name, lr, degrees), steps in found.items()) + ".")[1]
+for lr, ax in zip(rates, panels):
+    plots.bars({f"{degrees}°": {name: found[name, lr, degrees] for name in METHODS} for degrees in (0, 45)}, ax=ax, log=True,
+               title=f"lr {lr}", xlabel="steps", alt="")
+plots.show(panels[0].figure)
+
+# %% [markdown]
+# "Which learning rate escapes best?" is a poor question: a huge one leaves in one step and never comes back. So
+# ask for more than leaving. The saddle $x^2 - y^2 + y^4/4$ has a floor, with a minimum on either side of the
+# ridge. How many steps until a method is within 0.01 of a minimum *and stays there*, with the best of eight
+# learning rates? (About 10 seconds.)
+#
+# **Predict:** the order of the seven.
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+def steps_to_settle(step, lr, degrees, most=600):
+    surface = surfaces.rotated(surfaces.bounded_saddle, degrees)
+    path = surfaces.race(surface, {"": (step, {"lr": lr})}, surface.outer(START), most)[""]
+    return surfaces.settled_step(path, surface.minima, 0.01) or math.inf
+
+rates = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.6, 1.0)
+settled = {f"{degrees}°": {name: min(steps_to_settle(step, lr, degrees) for lr in rates) for name, step in METHODS.items()}
+           for degrees in (0, 45)}
+plots.bars(settled, log=True, title="Within 0.01 of the minimum, and staying", missing="not within 600", width=8,
+           xlabel="steps, best of eight learning rates", alt=f"Steps to settle: {settled}.")
+
+# %% tags=["experiment"]
+turns = [("axes aligned", 0), ("turned by 45°", 45)]
+said = lambda names, lr: "; ".join(f"{where}: " + ", ".join(f"{n} {found[n, lr, degrees]}" for n in names) for where, degrees in turns)
+claims.show("11-sgd-stalls", measured=said(["SGD"], 0.01))
+claims.show("11-momentum-late", measured=said(["momentum", "Nesterov"], 0.01))
+claims.show("11-adaptive-at-once", measured=said(["AdaGrad", "RMSprop", "AdaDelta", "Adam"], 0.01))
+claims.show("11-adam-less-sensitive", measured=", ".join(f"{name} {w:g} decades" for name, w in widths.items()))
+
+# %% [markdown]
+# ### Question (3 points)
+#
+# Is the claim right? Write five to eight sentences. Say for which methods it holds in your measurements and for
+# which it does not; what the learning rate, the turn of the axes and the start have to do with it; and whether
+# what matters on the toy saddle also matters on the plateau of the real network. Use your numbers.
+
+
+# %% [markdown]
+# ## Optional · Rare features
+#
+# The same overview says that adaptive methods suffer when gradients are sparse, and also that AdaGrad favours
+# rare features. Both cannot be the whole truth. A real case: guess the next byte of Python source from the byte
+# before it. The model is a table of 256 × 256 scores; a row gets a gradient only when its byte occurs, which for
+# most bytes is seldom. Learning rates are the best of a coarse search for each method. (About 5 seconds. No
+# points, and nothing to write.)
+#
+# **Predict:** which methods are good at the rare bytes?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+text = data.pycode(1_000_000)
+before, after, held = text.train[:-1].long(), text.train[1:].long(), text.val.long()
+share = torch.bincount(before, minlength=256) / len(before)
+group = torch.bucketize(share[held[:-1]], torch.tensor([1e-3, 1e-2]))  # 0: seldom, 1: now and then, 2: often
+
+def learn_table(step, lr, steps=300, batch=512):
+    table, state, g = torch.zeros(256, 256), {}, torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        i = torch.randint(len(before), (batch,), generator=g)
+        error = (table[before[i]].softmax(1) - torch.nn.functional.one_hot(after[i], 256)) / batch  # gradient of the scores
+        table, state = step(table, torch.zeros(256, 256).index_add_(0, before[i], error), state, lr=lr)
+    return -table.log_softmax(1)[held[:-1], held[1:]]  # surprise at each held-out byte (nats)
+
+# %% tags=["experiment"]
+best = {"SGD": 100, "momentum": 10, "AdaGrad": 0.5, "RMSprop": 0.03, "Adam": 0.03}
+surprise = {name: learn_table(METHODS[name], lr) for name, lr in best.items()}
+kinds = ["below 0.1%", "0.1% to 1%", "above 1%"]
+plots.bars({name: {kind: s[group == k].mean().item() for k, kind in enumerate(kinds)} for name, s in surprise.items()}, width=8,
+           title="Next byte after a rare or a common one", xlabel="mean surprise (nats; untrained: 5.55)", form="{:.2f}",
+           alt="Mean surprise by the share of the byte before: " + "; ".join(
+               f"{name} {[round(s[group == k].mean().item(), 2) for k in range(3)]}" for name, s in surprise.items()) + ".")
+
+
+# %% [markdown]
+# ## Going further
+#
+# - **Saddles.** Dauphin et al. 2014, *Identifying and attacking the saddle point problem*, why high-dimensional
+#   losses have more saddles than minima; Jin et al. 2017, *How to escape saddle points efficiently*: a little
+#   noise is enough; Du et al. 2017: without noise gradient descent can take exponentially long when saddles come
+#   in a row.
+# - **The methods.** Polyak 1964; Nesterov 1983 and Sutskever et al. 2013; Duchi et al. 2011 (AdaGrad); Hinton
+#   2012 (RMSprop, a lecture); Zeiler 2012 (AdaDelta); Kingma & Ba 2015 (Adam); Loshchilov & Hutter 2019 (AdamW);
+#   Keskar & Socher 2017 (from Adam to SGD).
+# - **Axes.** Adam's dependence on the coordinates in large models: Maes et al. 2024, *Understanding Adam requires
+#   better rotation dependent assumptions*. Methods that choose better axes: Shampoo (Gupta et al. 2018), SOAP
+#   (Vyas et al. 2024).
+# - **In production.** `torch.optim.Adam(foreach=True)` hands a list of tensors to one call; `fused=True` computes
+#   the whole step in one pass over the memory, which is the limit drawn above. Both leave the tensors where they
+#   are. Lab 33 writes the fused one for the GPU.
+#
+# **Open ended.** Adam divides by a number for each coordinate, the fixed-length step by one number for all. Try
+# what lies between: one number for each *tensor*, or for each row. Where on the plateau, and where later in
+# training, does the finer division begin to pay?

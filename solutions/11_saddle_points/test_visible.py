@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.optim.adam import adam
 
 from course.spec import assert_close, assert_that, exercise, probe, speed
 from course.spec.student import StudentError
@@ -30,7 +31,8 @@ TORCH: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "momentum_step": lambda params, lr=0.1, beta=0.9: torch.optim.SGD(params, lr=lr, momentum=beta),
     "nesterov_step": lambda params, lr=0.1, beta=0.9: torch.optim.SGD(params, lr=lr, momentum=beta, nesterov=True),
     "adagrad_step": lambda params, lr=0.1, eps=1e-10: torch.optim.Adagrad(params, lr=lr, eps=eps),
-    "rmsprop_step": lambda params, lr=0.01, beta=0.99, eps=1e-8: torch.optim.RMSprop(params, lr=lr, alpha=beta, eps=eps),
+    "rmsprop_step": lambda params, lr=0.01, beta=0.99, eps=1e-8: torch.optim.RMSprop(
+        params, lr=lr, alpha=beta, eps=eps),
     "adadelta_step": lambda params, lr=1.0, rho=0.9, eps=1e-6: torch.optim.Adadelta(params, lr=lr, rho=rho, eps=eps),
     "adam_step": lambda params, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0: torch.optim.AdamW(
         params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay),
@@ -143,6 +145,7 @@ def test_momentum_steps_land_where_torch_lands(student, problem):
 
 
 @exercise("momentum_step", points=0.4)
+@few
 @given(problem=problems(lr=rates, beta=betas))
 def test_momentum_coasts_on_when_the_gradient_is_gone(student, problem):
     """With a zero gradient the velocity is not zero: it is what it was, times beta."""
@@ -170,7 +173,8 @@ def test_first_nesterov_step_already_looks_ahead(student, problem):
     """At the first step v is the gradient itself, so that the parameter moves by -lr*(1 + beta)*grad."""
     start, (grad, *_), hyper = problem
     param, _ = one_step(student.nesterov_step, start, grad, {}, **hyper)
-    assert_close(param, start - hyper["lr"] * (1 + hyper["beta"]) * grad, "parameter after step 1", rtol=1e-7, atol=1e-9)
+    expected = start - hyper["lr"] * (1 + hyper["beta"]) * grad
+    assert_close(param, expected, "parameter after step 1", rtol=1e-7, atol=1e-9)
 
 
 # ---------------------------------------------------------------- adagrad_step
@@ -252,6 +256,8 @@ def test_lr_only_scales_what_adadelta_does(student, problem, lr):
 
 # ---------------------------------------------------------------- adam_step
 
+# If t is a tensor, torch computes beta2**t in float32, and 1 - beta2**t keeps only four or five digits: good enough.
+LOOSE = {"rtol": 1e-5, "atol": 3e-5}
 adam_hyper = {"lr": rates, "beta1": betas, "beta2": st.floats(0.5, 0.999), "eps": epsilons}
 
 
@@ -260,17 +266,17 @@ adam_hyper = {"lr": rates, "beta1": betas, "beta2": st.floats(0.5, 0.999), "eps"
 def test_adam_steps_land_where_torch_lands(student, problem):
     """Count t from 1. Average into m and v, correct copies of both by their own 1 - beta**t, keep m and v
     uncorrected."""
-    assert_lands_where_torch_lands(student.adam_step, problem)
+    assert_lands_where_torch_lands(student.adam_step, problem, **LOOSE)
 
 
 @exercise("adam_step", points=0.4)
-@given(problem=unit_problems(), hyper=st.fixed_dictionaries({name: adam_hyper[name] for name in ("lr", "beta1", "beta2")}))
-def test_first_adam_step_is_lr_long_in_every_coordinate(student, problem, hyper):
+@given(problem=unit_problems(), lr=rates, beta1=betas, beta2=adam_hyper["beta2"])
+def test_first_adam_step_is_lr_long_in_every_coordinate(student, problem, lr, beta1, beta2):
     """After the correction m is the gradient and v its square, whatever the betas: grad / sqrt(grad**2) is +1 or
     -1."""
     start, (grad, *_), factor = problem
-    param, _ = one_step(student.adam_step, start, factor * grad, {}, **hyper, eps=1e-12)
-    assert_close(param, start - hyper["lr"] * grad.sign(), "parameter after step 1", rtol=1e-5, atol=1e-4 * hyper["lr"])
+    param, _ = one_step(student.adam_step, start, factor * grad, {}, lr=lr, beta1=beta1, beta2=beta2, eps=1e-12)
+    assert_close(param, start - lr * grad.sign(), "parameter after step 1", **LOOSE)
 
 
 @exercise("adam_step", points=0.4)
@@ -282,10 +288,11 @@ def test_adam_walks_the_same_way_in_any_units(student, problem, lr):
 
 
 @exercise("adam_step", points=0.6)
+@few
 @given(problem=problems(**adam_hyper, weight_decay=st.floats(0.1, 1.5)))
 def test_weight_decay_pulls_as_in_adamw(student, problem):
     """The old parameter is multiplied by 1 - lr*weight_decay; the gradient, m and v know nothing of the decay."""
-    assert_lands_where_torch_lands(student.adam_step, problem)
+    assert_lands_where_torch_lands(student.adam_step, problem, **LOOSE)
 
 
 # ---------------------------------------------------------------- escape_steps
@@ -336,6 +343,7 @@ def test_momentum_escapes_within_a_step_of_the_prediction(student, saddle, beta)
 
 
 @exercise("escape_steps", points=0.4)
+@few
 @given(saddle=saddles(), upward=st.sampled_from([0.0, 1e-3, 0.7]), beta=st.sampled_from([0.0, 0.9]))
 def test_no_way_down_takes_forever_and_being_outside_takes_no_time(student, saddle, upward, beta):
     """Three cases need no formula: already at or beyond the radius; no negative curvature; exactly on the ridge."""
@@ -352,9 +360,13 @@ def test_no_way_down_takes_forever_and_being_outside_takes_no_time(student, sadd
 # ---------------------------------------------------------------- most_negative_curvature
 
 class Surface:
-    """A symmetric matrix of known eigenvalues and axes that counts how often it is asked for a product."""
+    """A symmetric matrix of known eigenvalues that counts how often it is asked for a product.
 
-    def __init__(self, eigenvalues: Tensor, axes: Tensor, share: Tensor):
+    Its axes are the unit vectors, reflected by a mirror with normal vector `mirror`.
+    """
+
+    def __init__(self, eigenvalues: Tensor, mirror: Tensor, share: Tensor):
+        axes = torch.eye(len(mirror), dtype=mirror.dtype) - 2 * torch.outer(mirror, mirror) / (mirror @ mirror)
         self.H = axes @ torch.diag(eigenvalues) @ axes.T
         self.start = axes @ share  # a share of every eigenvector, so that no method is unlucky with its start
         self.lowest, self.width = float(eigenvalues.min()), float(eigenvalues.max() - eigenvalues.min())
@@ -368,7 +380,7 @@ class Surface:
 def random_surface(eigenvalues: Tensor, random: torch.Generator) -> Surface:
     n = len(eigenvalues)
     share = normal((n,), random).sign() * (0.5 + torch.rand(n, generator=random))
-    return Surface(eigenvalues, torch.linalg.qr(normal((n, n), random)).Q, share)
+    return Surface(eigenvalues, normal((n,), random), share)
 
 
 @st.composite
@@ -448,10 +460,11 @@ def buffers_of(state) -> list[Tensor]:
 @given(problem=networks())
 def test_flat_adam_lands_where_torch_lands(student, problem):
     """All of the parameters in one long tensor, one Adam step on it, then cut it up in the same order and shapes."""
-    assert_lands_where_torch_lands(student.flat_adam_step, problem)
+    assert_lands_where_torch_lands(student.flat_adam_step, problem, **LOOSE)
 
 
 @exercise("flat_adam_step", points=0.5)
+@few
 @given(problem=networks())
 def test_flat_adam_remembers_two_flat_buffers(student, problem):
     """m and v are one tensor each, with a number for every parameter: joined once, they need never be cut up
@@ -460,8 +473,8 @@ def test_flat_adam_remembers_two_flat_buffers(student, problem):
     _, state = one_step(student.flat_adam_step, params, grads, {}, **hyper)
     buffers, size = buffers_of(state), sum(p.numel() for p in params)
     held = sum(b.numel() * b.element_size() for b in buffers)
-    assert_that(len(buffers) <= 2, f"The state holds {len(buffers)} tensors for {len(params)} parameters; two flat ones "
-                                   "are enough.")
+    assert_that(len(buffers) <= 2,
+                f"The state holds {len(buffers)} tensors for {len(params)} parameters; two flat ones are enough.")
     assert_close(held, 2 * size * params[0].element_size(), "bytes in the state's buffers")
 
 
@@ -474,12 +487,18 @@ def small_tensors(seed: int) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def ten_steps(flat_adam_step: Callable, params: list[Tensor], grads: list[Tensor]) -> Tensor:
-    """Ten steps, each from where the last one ended; the list of gradients is turned, so that no two steps are
-    alike."""
-    state = {}
-    for turn in range(10):
-        params, state = flat_adam_step(params, grads[turn:] + grads[:turn], state, lr=0.01)
-    return torch.stack(params)
+    """Ten steps, each from where the last one ended; the list of gradients is turned, so that no two steps are alike.
+
+    On one thread: to start an operation is what costs here, and threads that wait for each other would hide it.
+    """
+    threads, state = torch.get_num_threads(), {}
+    torch.set_num_threads(1)
+    try:
+        for turn in range(10):
+            params, state = flat_adam_step(params, grads[turn:] + grads[:turn], state, lr=0.01)
+        return torch.stack(params)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def moving_every_byte_once() -> tuple[float, str]:
@@ -492,20 +511,32 @@ def moving_every_byte_once() -> tuple[float, str]:
 @speed("flat_adam_step", points=3, ratio=8.0, inputs=small_tensors, work=ten_steps, limit=moving_every_byte_once)
 def one_tensor_at_a_time(params: list[Tensor], grads: list[Tensor], state: dict, lr: float = 1e-3, beta1: float = 0.9,
                          beta2: float = 0.999, eps: float = 1e-8) -> tuple[list[Tensor], dict]:
-    """Ten Adam steps for 200 tensors of 64 numbers, against a loop over the tensors."""
-    t = state.get("t", 0) + 1
-    ms, vs = (state.get(name) or [torch.zeros_like(p) for p in params] for name in "mv")
-    ms = [beta1 * m + (1 - beta1) * g for m, g in zip(ms, grads)]
-    vs = [beta2 * v + (1 - beta2) * g**2 for v, g in zip(vs, grads)]
-    params = [p - lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + eps) for p, m, v in zip(params, ms, vs)]
-    return params, {"m": ms, "v": vs, "t": t}
+    """Ten Adam steps for 200 tensors of 64 numbers, against torch's own Adam called for one tensor at a time."""
+    places, memory = [], {}
+    for i, (param, grad) in enumerate(zip(params, grads)):
+        before = state.get(i) or (torch.zeros_like(param), torch.zeros_like(param), torch.zeros(()))
+        place, m, v, t = (tensor.clone() for tensor in (param, *before))  # torch's Adam changes them in place
+        adam([place], [grad], [m], [v], [], [t], foreach=False, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr,
+             weight_decay=0.0, eps=eps, maximize=False)
+        places.append(place)
+        memory[i] = (m, v, t)
+    return places, memory
 
 
 # ---------------------------------------------------------------- probes: fixed questions that tell mistakes apart
 
-# Eight coordinates, whose gradients are 1e-4 to 1e3 in size and change from step to step.
-START = torch.linspace(-1, 1, 8, dtype=torch.float64)
-GRADS = [torch.logspace(-4, 3, 8, dtype=torch.float64) * torch.cos(torch.arange(8) + 2.0 * k).double() for k in range(4)]
+def waves(n: int, phase: float = 0.0) -> Tensor:
+    """Numbers that any machine finds alike, unlike a random generator's."""
+    return torch.cos(torch.arange(n, dtype=torch.float64) + phase)
+
+
+def from_small_to_large(n: int, step: int) -> Tensor:
+    """A gradient whose coordinates are 1e-4 to 1e3 in size, and which turns from step to step."""
+    return torch.logspace(-4, 3, n, dtype=torch.float64) * waves(n, 2.0 * step)
+
+
+START = torch.linspace(-1, 1, 6, dtype=torch.float64)
+GRADS = [from_small_to_large(6, step) for step in range(3)]
 
 
 def places(step: Callable, **hyper) -> Tensor:
@@ -600,25 +631,21 @@ def within_the_budget(student):
 
 
 def fixed_surface(eigenvalues: list[float]) -> Surface:
-    """Axes from a reflection, so that no random generator's habits are in the recordings."""
     n = len(eigenvalues)
-    u = torch.cos(torch.arange(n)).double()
-    axes = torch.eye(n, dtype=torch.float64) - 2 * torch.outer(u, u) / (u @ u)
-    return Surface(torch.tensor(eigenvalues, dtype=torch.float64), axes, torch.linspace(0.5, 1.5, n, dtype=torch.float64))
+    share = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
+    return Surface(torch.tensor(eigenvalues, dtype=torch.float64), waves(n), share)
 
 
 @probe("flat_adam_step")
 def flat_adam_places(student):
-    """Steps from one place, with the state handed on: a wrong shape in the parameters does not spoil the next
-    step."""
-    shapes, cut = [(3,), (), (2, 3), (1, 4)], [3, 1, 6, 4]
+    """Every step from the same place, only the state is handed on: a wrong shape does not spoil the next step."""
+    shapes, sizes = [(3,), (), (2, 3), (1, 4)], [3, 1, 6, 4]
 
-    def tensors(values: Tensor) -> list[Tensor]:
-        return [piece.reshape(shape) for piece, shape in zip(values.split(cut), shapes)]
-    state, answers = {}, []
-    for k in range(3):
-        grads = tensors(torch.logspace(-4, 3, 14, dtype=torch.float64) * torch.cos(torch.arange(14) + 2.0 * k).double())
-        got, state = one_step(student.flat_adam_step, tensors(torch.linspace(-1, 1, 14, dtype=torch.float64)), grads, state,
+    def cut(flat: Tensor) -> list[Tensor]:
+        return [piece.reshape(shape) for piece, shape in zip(flat.split(sizes), shapes)]
+    params, state, answers = cut(torch.linspace(-1, 1, 14, dtype=torch.float64)), {}, []
+    for step in range(2):
+        got, state = one_step(student.flat_adam_step, params, cut(from_small_to_large(14, step)), state,
                               lr=0.3, beta1=0.8, beta2=0.95, eps=0.01)
         answers.append(got)
     return answers, len(buffers_of(state))
