@@ -24,12 +24,14 @@ class Arrangement:
         self.exercises = {o.name: i for i, o in enumerate(self.all) if o.role == "solution"}
         self.owners = recognise(self.submitted, self.all)
         self.defines = [functions(cell.source) & set(self.exercises) for cell in self.submitted]
+        self.blank = [{name for name in defined if unwritten(cell.source, name, self.all[self.exercises[name]].cell.source)}
+                      for cell, defined in zip(self.submitted, self.defines)]  # those of them that are still stubs
         self.source: dict[int, int] = {}    # released position -> the submitted cell that goes there
         self.text: dict[int, str] = {}      # what stands there instead of that cell's source
         self.winners: dict[str, int] = {}   # exercise -> the submitted cell whose definition counts
         self.homes: dict[int, int] = {}     # such a cell -> its released position
         self.behind: dict[int, list[NotebookNode]] = defaultdict(list)  # released position -> the student's own cells after it
-        self.adopted: list[str] = []        # answers found in such cells
+        self.adopted: dict[int, NotebookNode] = {}  # released position of an answer -> the own cell in which it was found
         self._choose_solutions()
         self._choose_others()
         self._place_own_cells()
@@ -40,15 +42,12 @@ class Arrangement:
 
     def definers(self, name: str) -> list[int]:
         """The cells in which an exercise is written, and which grading would execute if they were left alone."""
-        return [p for p, defined in enumerate(self.defines) if name in defined and self._executed(p) and not self._is_stub(p, name)]
+        return [p for p, defined in enumerate(self.defines) if name in defined - self.blank[p] and self._executed(p)]
 
     def _executed(self, p: int) -> bool:
         """A solution's cell, whatever its type has become, or code of the student's own."""
-        owner = self.owners[p]
-        return self.submitted[p].cell_type == "code" if owner is None else self.all[owner].role == "solution"
-
-    def _is_stub(self, p: int, name: str) -> bool:
-        return unwritten(self.submitted[p].source, name, self.all[self.exercises[name]].cell.source)
+        owner, cell = self.owners[p], self.submitted[p]
+        return cell.cell_type == "code" and not is_experiment(cell) if owner is None else self.all[owner].role == "solution"
 
     def changed(self, p: int, i: int) -> bool:
         return _normal(self.submitted[p]) != _normal(self.all[i].cell)
@@ -57,7 +56,7 @@ class Arrangement:
         for name, i in self.exercises.items():
             found = self.definers(name)
             found = found or [p for p in self.copies(i) if not self.defines[p] and name in names(self.submitted[p].source)]  # name = ...
-            found = found or [p for p, defined in enumerate(self.defines) if name in defined and not self._is_stub(p, name)]
+            found = found or [p for p, defined in enumerate(self.defines) if name in defined - self.blank[p]]
             if found:
                 self.winners[name] = p = found[-1]
                 if p not in self.homes or self.owners[p] == i:
@@ -94,9 +93,9 @@ class Arrangement:
             elif p in places or _normal(cell) in nothing_new or self._is_blank_copy(p):
                 continue
             else:
-                own = _own_cell(cell, owner is not None and self.all[owner].role == "experiment")
+                own = _own_cell(cell, self.all[owner] if owner is not None else None)
                 later = [j for name in defined & set(self.winners) for j in (self.exercises[name], self.homes[self.winners[name]])]
-                if later and cell.cell_type == "code" and self._executed(p):
+                if later and self._executed(p):
                     before[min(later)].append(own)  # behind, it would undo the definition that counts
                 else:
                     self.behind[here].append(own)
@@ -104,8 +103,7 @@ class Arrangement:
             self.behind[i] = added[i] + self.behind[i] + before[i + 1]
 
     def _is_blank_copy(self, p: int) -> bool:
-        defined = self.defines[p]
-        return bool(defined) and all(self._is_stub(p, name) for name in defined) and names(self.submitted[p].source) == defined
+        return bool(self.blank[p]) and self._executed(p) and names(self.submitted[p].source) == self.blank[p]
 
     def _additions(self, cell: NotebookNode, original: Original) -> list[NotebookNode]:
         """What a student wrote into a locked cell, as a cell of its own."""
@@ -123,40 +121,44 @@ class Arrangement:
                 continue
             near = [(c, j) for j in (i - 1, i) for c in self.behind[j] if c.cell_type != "code" or parse(c.source) is None]
             if near:
-                answer, j = min(near, key=lambda found: found[0].cell_type == "code")
-                self.text[i] = answer.source
-                self.behind[j] = [c for c in self.behind[j] if c is not answer]
-                self.adopted.append(original.name)
+                self.adopted[i], j = min(near, key=lambda found: found[0].cell_type == "code")
+                self.behind[j] = [c for c in self.behind[j] if c is not self.adopted[i]]
 
     def layout(self) -> list[tuple[NotebookNode, Original | None]]:
         """The repaired cells with what they are in the release; ids are valid and used once."""
         found = [(cell, None) for cell in self.behind[-1]]
         for i, original in enumerate(self.all):
             cell = NotebookNode(original.cell)
-            theirs = self.submitted[self.source[i]] if i in self.source else NotebookNode(cell_type="")
-            if theirs.cell_type and not original.locked:
-                cell.source = theirs.source
-            if theirs.cell_type == cell.cell_type:
+            theirs = self.adopted.get(i) or (self.submitted[self.source[i]] if i in self.source else cell)
+            if not original.locked:
+                cell.source = self.text.get(i, theirs.source)
+            if theirs.cell_type == cell.cell_type and (original.is_code or not original.locked):
                 cell.update(_beside(theirs))
-            cell.source = self.text.get(i, cell.source)
             found += [(cell, original), *((own, None) for own in self.behind[i])]
         taken, number = {o.cell.get("id", "") for o in self.all} | {""}, 0
         for cell, original in found:
             while original is None and cell.id in taken:
                 number += 1
                 cell.id = f"own-{number}"
-            taken.add(cell.id)
+            taken.add(cell.get("id", ""))
         return found
 
 
-def _own_cell(cell: NotebookNode, experiment: bool) -> NotebookNode:
-    """A student's cell without what could be taken for a released cell's."""
+def is_experiment(cell: NotebookNode) -> bool:
     tags = cell.metadata.get("tags")
-    tags = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-    own = _new_cell(cell.cell_type, cell.source, cell.get("id", ""))
-    if tags or experiment:
-        own.metadata["tags"] = list(dict.fromkeys(tags + ["experiment"] * experiment))
-    own.update(_beside(cell))
+    return isinstance(tags, list) and "experiment" in tags
+
+
+def _own_cell(cell: NotebookNode, copied: Original | None) -> NotebookNode:
+    """A student's cell without what could be taken for a released cell's; of the type of the cell that it is a copy of."""
+    kind = cell.cell_type
+    if copied and (kind == "code" or functions(cell.source) or parse(cell.source)):  # prose stays prose
+        kind = copied.cell.cell_type
+    own = _new_cell(kind, cell.source, cell.get("id", ""))
+    if is_experiment(cell) or copied and copied.role == "experiment":
+        own.metadata["tags"] = ["experiment"]
+    if kind == cell.cell_type:
+        own.update(_beside(cell))
     return own
 
 

@@ -100,13 +100,22 @@ def refresh_readme(root: Path) -> list[str]:
 
 
 def build_source(folder: Path, out: Path, root: Path) -> Path:
-    """nbgrader's source/NN_topic under `out`: the notebook with solutions, beside it only what students may have."""
+    """nbgrader's source/NN_topic under `out`: the notebook with solutions, beside it only what students may have.
+
+    It carries the student's build stamp: what `nbgrader generate_assignment` makes of it is then equal to labs/.
+    """
     lab, spec = load_lab(folder)
     instructor = notebook.instructor_notebook(lab, spec, notebook.repository_address(root))
     files, _ = contents(folder, root)
+    student = nbformat.reads(files[f"{lab.name}.ipynb"].decode(), as_version=4)
+    instructor.metadata["trainfast"] = student.metadata["trainfast"]
+    out = out / lab.folder.name
+    for path in out.rglob("*"):  # nbgrader hands on whatever lies here
+        if path.is_file() and path.relative_to(out).as_posix() not in files:
+            path.unlink()
     for name, data in (files | {f"{lab.name}.ipynb": notebook.to_bytes(instructor)}).items():
-        write(out / lab.folder.name / name, data)
-    return out / lab.folder.name
+        write(out / name, data)
+    return out
 
 
 def write(path: Path, data: bytes) -> None:

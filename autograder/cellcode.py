@@ -4,6 +4,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 LONGEST = 200_000  # characters; a longer cell is looked at with regular expressions only
 
@@ -72,6 +73,7 @@ def _statement_end(source: str, start: int) -> int:
     return len(source)
 
 
+@lru_cache(16)
 def parse(source: str) -> ast.Module | None:
     """None for what is no Python, or too much of it."""
     if len(source) > LONGEST:
@@ -82,14 +84,15 @@ def parse(source: str) -> ast.Module | None:
         return None
 
 
-def functions(source: str) -> set[str]:
+@lru_cache(1024)
+def functions(source: str) -> frozenset[str]:
     """The functions that a cell defines; where it is no valid Python, those that it seems to."""
     if "def" not in source:
-        return set()
+        return frozenset()
     tree = parse(source)
     if tree is None:
-        return set(re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", to_python(source), re.MULTILINE))
-    return {node.name for node in _statements(tree) if isinstance(node, FUNCTION)}
+        return frozenset(re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(", to_python(source), re.MULTILINE))
+    return frozenset(node.name for node in _statements(tree) if isinstance(node, FUNCTION))
 
 
 def names(source: str) -> set[str]:

@@ -32,12 +32,17 @@ Labs = Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Numb
 @app.command()
 def build(labs: Labs = None,
           check: Annotated[bool, typer.Option("--check", help="Only name what is stale; exit 1 if anything is.")] = False,
-          force: Annotated[bool, typer.Option("--force", help="Also overwrite notebooks that were worked in.")] = False) -> None:
+          force: Annotated[bool, typer.Option("--force", help="Also overwrite notebooks that were worked in.")] = False,
+          source: Annotated[bool, typer.Option("--source", help="Make nbgrader's source/ instead, for generate_assignment.")] = False) -> None:
     """Make labs/ from solutions/."""
     from autograder import build as builder
     from autograder.source import find_labs, find_root
     root = find_root()
     folders = find_labs(labs or [], root)
+    if source:
+        for folder in folders:
+            typer.echo(f"wrote {builder.build_source(folder, root / 'source', root)}")
+        return
     if check:
         stale = builder.stale(folders, root)
         typer.echo("\n".join([*stale, "Run: autograder build"] if stale else ["labs/ is up to date."]))
@@ -62,36 +67,45 @@ def grade(lab: Annotated[str, typer.Argument(help="Number, name or folder of the
           out: Annotated[Path, typer.Option(help="results/LAB/STUDENT.json, the autograded notebooks and the gradebook go here.")] = Path("."),
           jobs: Annotated[int, typer.Option(help="Submissions judged at a time. Default: physical cores.")] = 0,
           regrade: Annotated[bool, typer.Option("--regrade", help="Judge again what has a result already.")] = False,
-          gradebook: Annotated[bool, typer.Option(help="Write nbgrader's gradebook too.")] = True) -> None:
+          student: Annotated[list[str] | None, typer.Option(help="Judge this student again, and no other. May be repeated.")] = None,
+          exercise: Annotated[list[str] | None, typer.Option(help="Judge this exercise again, and keep all other verdicts. May be repeated.")] = None,
+          gradebook: Annotated[bool, typer.Option(help="Write nbgrader's gradebook too.")] = True,
+          require_isolation: Annotated[bool, typer.Option("--require-isolation", help="Judge nothing where submissions cannot be isolated.")] = False,
+          scheduler: Annotated[str, typer.Option(help="Let the workers of this Dask cluster judge: tcp://HOST:PORT.")] = "") -> None:
     """Judge submissions, each in a process of its own; print the table; save every result.
 
     Exit code 0: every submission was judged. 3: some are unreadable, each with its reason in the table; all others
     were judged. 2: nothing was, for a reason that is printed.
     """
-    from autograder.grade import find_submissions
+    from autograder.grade import find_submissions, known_exercises, only
     from autograder.report import print_table
     from autograder.source import find_labs, find_root
     root = find_root()
     name = find_labs([lab], root)[0].name
     found = find_submissions(name, submissions)
-    results = _grade(root, name, found, out, jobs, regrade, gradebook)
+    if student:
+        found, regrade = only(student, found), True
+    results = _grade(root, name, found, out, gradebook, jobs=jobs, regrade=regrade, require_isolation=require_isolation,
+                     exercises=known_exercises(root, name, exercise), scheduler=scheduler)
     print_table(name, results)
     if any(result["error"] for result in results):
         raise typer.Exit(3)
 
 
-def _grade(root: Path, lab: str, found: list, out: Path, jobs: int = 0, regrade: bool = False, gradebook: bool = True) -> list[dict]:
+def _grade(root: Path, lab: str, found: list, out: Path, gradebook: bool = True, **options) -> list[dict]:
     """Judge under a progress bar, then write the gradebook."""
     from rich.progress import Progress
 
     from autograder.grade import grade as grade_class
-    with Progress(transient=True) as bar:
+    from autograder.results import clear_errors, one_writer
+    with one_writer(out), Progress(transient=True) as bar:
         task = bar.add_task(f"{lab}: grading", total=len(found))
-        results = grade_class(lab, found, out / "results", jobs=jobs, regrade=regrade, root=root, progress=lambda _: bar.advance(task))
+        results = grade_class(lab, found, out / "results", root=root, progress=lambda _: bar.advance(task), **options)
         if gradebook:
             from autograder.gradebook import save_class
             task = bar.add_task("gradebook", total=len(found))
-            save_class(root, lab, found, results, out, progress=lambda: bar.advance(task))
+            with clear_errors(out / "gradebook.db"):
+                save_class(root, lab, found, results, out, progress=lambda: bar.advance(task))
     return results
 
 

@@ -1,7 +1,7 @@
 """A process that has imported torch once and forks a child for each submission.
 
 It holds no secret and runs no submission's code itself; it lives in the same sandbox as its children. Orders come as
-JSON over a seqpacket socket, one a message:
+lines of JSON over a socket, and each is answered by one:
 
     {"op": "fork", ...} with one file descriptor   -> {"pid": n} with a pidfd of the child, or {"error": why}
     {"op": "kill", "pid": n}                       -> {"peak_bytes": n, "status": n}
@@ -25,6 +25,8 @@ from collections.abc import Callable
 
 from autograder import isolate
 
+MANY = 8  # children, after which more will come: merging pages costs as much time as it saves over the next twenty
+
 
 def main() -> None:
     """`python -m autograder.forkserver FD MODE UID`, UID being -1 for who one is."""
@@ -35,48 +37,68 @@ def main() -> None:
         isolate.become(uid)
     if mode == "nested":
         # Find out before the long import whether a child's isolation is possible here.
-        order = json.loads(control.recv(1 << 16))
+        order, _ = receive(control)
         pid, refused = _spawn(mode, lambda: _prepare(mode, order))
         if refused:
-            return _answer(control, {"error": refused})
+            return send(control, {"error": refused})
         _kill(pid, {pid})
     _import_everything()
-    if sys.platform == "linux" and mode != "fresh":
-        isolate.merge_pages()
-    _answer(control, {"ready": True})
+    send(control, {"ready": True})
     children: set[int] = set()
+    forked = 0
     try:
         while True:
-            message, fds, _, _ = socket.recv_fds(control, 1 << 16, 1)
-            if not message:
+            order, fd = receive(control)
+            if order is None:
                 break
-            order = json.loads(message)
             if order["op"] == "kill":
-                _answer(control, _kill(order["pid"], children))
+                send(control, _kill(order["pid"], children))
             elif mode == "fresh":
                 _prepare(mode, order)
-                _answer(control, {"pid": os.getpid()}, os.getpid())
-                _serve(fds[0])
+                _send_pid(control, os.getpid())
+                _serve(fd)
                 os._exit(0)
             else:
-                pid, error = _spawn(mode, lambda: _prepare(mode, order), lambda: _serve(fds[0]))
-                os.close(fds[0])
+                forked += 1
+                if forked == MANY and sys.platform == "linux":
+                    isolate.merge_pages()
+                pid, error = _spawn(mode, lambda: _prepare(mode, order), lambda: _serve(fd))
+                os.close(fd)
                 if error:
-                    _answer(control, {"error": error})
+                    send(control, {"error": error})
                 else:
                     children.add(pid)
-                    _answer(control, {"pid": pid}, pid)
+                    _send_pid(control, pid)
     finally:
         for pid in list(children):
             _kill(pid, children)
 
 
-def _answer(control: socket.socket, answer: dict, pid: int | None = None) -> None:
-    """With `pid`, a pidfd goes along: from it the grader learns the number that the process has outside."""
-    fds = [os.pidfd_open(pid)] if pid is not None and sys.platform == "linux" else []
-    socket.send_fds(control, [json.dumps(answer).encode()], fds)
-    for fd in fds:
-        os.close(fd)
+def send(control: socket.socket, message: dict, fd: int | None = None) -> None:
+    socket.send_fds(control, [json.dumps(message).encode() + b"\n"], [] if fd is None else [fd])
+
+
+def receive(control: socket.socket) -> tuple[dict | None, int | None]:
+    """A message and the descriptor that came with it; None if there is nobody on the other side any more."""
+    line, descriptors = b"", []
+    while not line.endswith(b"\n"):
+        try:
+            part, fds, _, _ = socket.recv_fds(control, 1 << 16, 1)
+        except ConnectionError:
+            part, fds = b"", []
+        descriptors += fds
+        if not part:
+            return None, None
+        line += part
+    return json.loads(line), descriptors[0] if descriptors else None
+
+
+def _send_pid(control: socket.socket, pid: int) -> None:
+    """With a pidfd, from which the grader learns what number the process has outside."""
+    pidfd = os.pidfd_open(pid) if sys.platform == "linux" else None
+    send(control, {"pid": pid}, pidfd)
+    if pidfd is not None:
+        os.close(pidfd)
 
 
 def _import_everything() -> None:

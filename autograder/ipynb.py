@@ -9,6 +9,7 @@ from typing import NoReturn
 
 MAX_BYTES = 200 << 20       # of a file, mostly outputs
 LARGE = 8 << 20             # from here on, large outputs are cut out before the file is parsed, and the rest is limited:
+MAX_PIECES = 10_000_000     # strings and lists: what looking for the outputs costs in time, a microsecond each
 MAX_REST = 64 << 20         # characters
 MAX_VALUES = 4_000_000      # numbers, strings, lists and dicts: what the parsed file costs in memory
 LARGE_OUTPUTS = 1 << 20     # characters, of one cell
@@ -17,6 +18,7 @@ KINDS = {b"%PDF": "a PDF file", b"PK\x03\x04": "a zip archive or an Office docum
          b"7z\xbc\xaf": "a 7z archive", b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"\xd0\xcf\x11\xe0": "an Office document",
          b"{\\rtf": "a text document (RTF)", b"\x00\x05\x16\x07": "macOS's hidden companion of a file"}
 AGAIN = "hand in the .ipynb file itself"
+CLEAR = "clear the outputs (Edit > Clear Outputs of All Cells), save and hand it in again"
 TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?+|[\[\]]', re.DOTALL)  # all that matters for finding where a list ends
 
 
@@ -41,8 +43,7 @@ def _bytes(path: Path) -> bytes:
             refuse(path.name, f"not an ordinary file; {AGAIN}")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            refuse(path.name, f"{size >> 20} MB large, and at most {MAX_BYTES >> 20} MB are read; clear the outputs (Edit > Clear Outputs of "
-                              "All Cells), save and hand it in again")
+            refuse(path.name, f"{size >> 20} MB large, and at most {MAX_BYTES >> 20} MB are read; {CLEAR}")
         return path.read_bytes()
     except OSError as error:
         raise Unreadable(f"{path.name} cannot be read: {error.strerror}.") from None
@@ -71,6 +72,8 @@ def _parse(name: str, text: str) -> dict:
     size = len(text)
     cut = f"incomplete: it breaks off after {size:,} characters; save and upload the notebook again"
     if size > LARGE:
+        if (pieces := text.count("[") + text.count('"') // 2) > MAX_PIECES:
+            refuse(name, f"too large: {size >> 20} MB in {pieces:,} pieces; {CLEAR}")
         text = _without_large_outputs(text) or refuse(name, cut)
         values = text.count(",") + text.count("[") + text.count("{")
         if len(text) > MAX_REST or values > MAX_VALUES:

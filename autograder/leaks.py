@@ -20,16 +20,13 @@ class Leak:
 
 
 class Secrets:
-    """The substantial lines of one lab that students do not see anyway; spaces do not count.
+    """The substantial lines of one lab that students do not see anyway; spaces do not count."""
 
-    `shown` are texts that students see besides the script's own.
-    """
-
-    def __init__(self, lab: LabSource, spec: Specification, shown: Iterable[str] = ()):
+    def __init__(self, lab: LabSource, spec: Specification):
         self.lines: dict[str, str] = {}
         self.names = {test.name: f"hidden test {test.name}" for test in spec.tests if test.hidden}
         parts = [(cell, *divide(cell)) for cell in lab.cells]
-        public = {line for text in shown for line in normal(text)} | {line for _, seen, _ in parts for line in seen}
+        public = {line for _, seen, _ in parts for line in seen}
         for cell, _, secret in parts:
             self._add(secret, f"{cell.name}'s solution" if cell.is_code else f"the model answer {cell.name}", public)
         public |= set(normal((lab.folder / VISIBLE).read_text(encoding="utf-8")))

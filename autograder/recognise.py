@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nbformat import NotebookNode
 
@@ -106,5 +107,6 @@ def _likeness(original: Original, cell: NotebookNode) -> float:
     return 2 * shared / max(words.total() + theirs.total(), 1)
 
 
+@lru_cache(2 * REACH)
 def _words(source: str) -> Counter[str]:
     return Counter(re.findall(r"\w+", source))

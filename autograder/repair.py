@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import nbformat
 from nbformat import NotebookNode
 
-from autograder.arrange import Arrangement
+from autograder.arrange import Arrangement, is_experiment
 from autograder.cellcode import definitions, to_python
 from autograder.recognise import Original
 from autograder.submission import CodeCell, grade_id
@@ -49,7 +49,7 @@ def _judged(work: Arrangement, layout: list[tuple[NotebookNode, Original | None]
         role = "own" if original is None else original.role
         if cell.cell_type != "code" or role in ("check", "speed"):
             continue
-        if role == "experiment" or role == "own" and "experiment" in cell.metadata.get("tags", []):
+        if role == "experiment" or role == "own" and is_experiment(cell):
             released = original.cell.source if original else ""
             cells.append(CodeCell("", definitions(cell.source, released, set(work.exercises))))
         else:
@@ -63,18 +63,20 @@ def _notes(work: Arrangement) -> list[str]:
     there = {work.all[owner].role for owner in work.owners if owner is not None}
     if work.exercises and not work.winners and not there & {"solution", "check"}:
         return ["none of this lab's exercises is in it: is it another lab's notebook?"]
-    said = [_say([o for i, o in everything if i not in work.source and i not in work.text], "was missing and has been restored",
+    said = [_say([o for i, o in everything if not {i} & (work.source.keys() | work.text.keys() | work.adopted.keys())], "was missing and has been restored",
                  "were missing and have been restored"),
             _say([o for i, o in everything if o.locked and i in work.source and work.changed(work.source[i], i)],
                  "had been changed and is as released again", "had been changed and are as released again"),
             _say([o for i, o in everything if o.locked and len(work.copies(i)) > 1], "was there more than once and is kept once",
                  "were there more than once and are kept once")]
     said += [f"{name} was there {count} times: the last one that is not blank counts" for name, i in work.exercises.items()
-             if (count := sum(name in defined and (work.owners[p] == i or p in work.definers(name)) for p, defined in enumerate(work.defines))) > 1]
+             if (count := len({p for p in work.copies(i) if name in work.defines[p]} | set(work.definers(name)))) > 1]
     said += [f"the answer {o.name} was there more than once: the last one counts" for i, o in everything
              if o.role == "written" and len(work.copies(i)) > 1]
-    said += [f"{name} was written in the cell of {work.all[work.homes[work.winners[name]]].name}" for name, i in work.exercises.items() if i in work.text]
-    said += [f"the answer {name} was taken from a cell next to its place" for name in work.adopted]
+    for home in sorted(set(work.homes.values())):
+        guests = [work.all[i] for name, i in work.exercises.items() if i in work.text and work.homes[work.winners[name]] == home]
+        said.append(_say(guests, *(f"{verb} written in the cell of {work.all[home].name}" for verb in ("was", "were"))))
+    said += [f"the answer {work.all[i].name} was taken from a cell next to its place" for i in work.adopted]
     for kind, word in (("code", "a code cell"), ("markdown", "a text cell")):
         said.append(_say([o for i, o in everything if o.cell.cell_type == kind and i in work.source and work.submitted[work.source[i]].cell_type != kind],
                          f"had another type and is {word} again", f"had another type and are {word.removeprefix('a ')}s again"))
@@ -82,7 +84,7 @@ def _notes(work: Arrangement) -> list[str]:
     if places != sorted(places):
         said.append("the cells were in another order")
     known = {grade_id(cell) for cell in work.submitted}
-    lost = sum(1 for i, o in everything if i in work.source and grade_id(o.cell) and grade_id(o.cell) not in known)
+    lost = sum(1 for i, o in everything if i in work.source.keys() - work.adopted.keys() and grade_id(o.cell) not in known | {""})
     if lost:
         said.append(f"{'a cell' if lost == 1 else f'{lost} cells'} had lost nbgrader's metadata")
     return [note for note in said if note]

@@ -6,7 +6,6 @@ over a socket pair. forkserver.py and isolate.py are what runs inside.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import secrets
 import shutil
@@ -23,17 +22,20 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
+from autograder.forkserver import receive, send
 from autograder.isolate import SCRATCH
 from autograder.protocol import Connection, Deadline, ProtocolError
 
 ROOT = Path(__file__).resolve().parent.parent
-INSIDE = ("__init__.py", "protocol.py", "worker.py", "forkserver.py", "isolate.py")  # of autograder; nothing that judges
+HOME = Path(os.path.expanduser("~")).absolute()
+INSIDE = ("__init__.py", "protocol.py", "worker.py", "forkserver.py", "isolate.py")  # nothing that judges
 MEMORY, SCRATCH_BYTES, PROCESSES = 4 << 30, 512 << 20, 256
 RLIMITS = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 64 << 20, "RLIMIT_NOFILE": 256, "RLIMIT_CPU": 300}
 # Without CUDA, which reserves far more than it uses. The import of torch alone takes 3.4 GiB of addresses.
 CPU_RLIMITS = {"RLIMIT_DATA": 4 << 30, "RLIMIT_AS": 16 << 30}
 UID = 1_900_000_000     # above the ranges that systems give to users, services and containers
 WATCH_SECONDS = 0.2
+CGROUPS = Path("/sys/fs/cgroup")
 NO_NESTED = "TRAINFAST_NO_NESTED_NAMESPACES"    # for tests: as on a system that refuses them
 
 
@@ -49,8 +51,9 @@ class Child:
     connection: Connection
     process: _Process
     number: int     # the pid as the fork server knows it
+    cgroup: Path | None = None
     ended: str = ""
-    peak_bytes: int = 0
+    peak_bytes: int = 0     # of resident memory, of its largest process
 
 
 class ForkServer:
@@ -58,7 +61,7 @@ class ForkServer:
 
     `isolation` begins with "isolated" only after a self-test has passed inside; otherwise it says what is missing, or
     with `require_isolation` a SandboxError does. `labs` is the folder of the visible tests, which the child imports
-    for timing. With `gpu`, children see the GPU's devices. `memory` caps what one child holds, all its processes together.
+    for timing. With `gpu`, children see the GPU's devices. `memory` caps what all processes of one child hold together.
     """
 
     def __init__(self, *, gpu: bool = False, require_isolation: bool = False, labs: Path = ROOT / "labs",
@@ -66,7 +69,8 @@ class ForkServer:
         self.gpu, self.labs, self.memory = gpu, Path(labs).resolve(), memory
         self.isolation = ""
         self._mode = "plain"
-        self._process: _Process | None = None
+        self._process: _Process | None = None   # the one that forks all; in fresh mode there is none
+        self._processes: list[_Process] = []    # all that may be running
         self._folder = tempfile.TemporaryDirectory(prefix="trainfast-")
         try:
             self._choose_mode()
@@ -79,7 +83,7 @@ class ForkServer:
             raise
 
     def fork(self) -> Child:
-        """A fresh child that waits for frames. A fork server that has died is replaced first, or once if it dies now."""
+        """A fresh child that waits for frames. A fork server that has died is replaced; once also if it dies now."""
         try:
             return self._fork()
         except SandboxError:
@@ -91,8 +95,6 @@ class ForkServer:
         """End the child and everything it started; the peak of its resident memory in bytes."""
         child.connection.close()
         child.process.end(child)
-        if child.process is not self._process:
-            child.process.stop()
         return child.peak_bytes
 
     def close(self) -> None:
@@ -115,19 +117,21 @@ class ForkServer:
             try:
                 if self._mode == "nested" and os.environ.get(NO_NESTED):
                     raise SandboxError(f"{NO_NESTED} is set")
-                user = self._self_test()
+                who = self._self_test()
             except SandboxError as error:
                 failures.append(str(error))
                 self._stop()
                 continue
-            self.isolation = f"isolated: bubblewrap, {user}, own network and pids, {self.memory / 2**30:g} GiB of memory each"
+            memory = f"{self.memory / 2**30:g} GiB of memory"
+            self.isolation = f"isolated: bubblewrap, {who}, own network, own pids, {memory} each"
             if self._mode == "fresh":
                 self.isolation += f"; slow, because namespaces cannot be nested ({failures[0]})"
             return
-        self._mode, self.isolation = "plain", f"not isolated: {_cure() or failures[-1]}"
+        reason = failures[0] if "self-test" in failures[0] else _cure() or failures[-1]
+        self._mode, self.isolation = "plain", f"not isolated: {reason}"
 
     def _self_test(self) -> str:
-        """Run isolate.probe where submissions will run; the user they run as. Raises SandboxError with what is wrong."""
+        """Run isolate.probe where submissions will run; says as whom. Raises SandboxError with what is wrong."""
         child = self._fork()
         try:
             with _traps(self, child.process) as expected:
@@ -138,25 +142,19 @@ class ForkServer:
             self.kill(child)
         if wrong:
             raise SandboxError(f"the self-test failed: {'; '.join(wrong)}")
-        return f"uid {child.process.uid}" if child.process.uid < UID or self._mode == "nested" else "a uid for each"
+        return "a uid for each" if self._mode == "fresh" and child.process.drops else f"uid {child.process.uid}"
 
     def _fork(self) -> Child:
         if self._mode == "fresh":
-            process = self._start()
-            try:
-                return process.fork(self._order())
-            except SandboxError:
-                process.stop()
-                raise
+            return self._start().fork(self._order())
         if self._process is None or not self._process.alive():
-            self._stop()
             self._process = self._start()
         return self._process.fork(self._order())
 
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
+        for process in self._processes:
+            process.stop()
+        self._process, self._processes = None, []
 
     def _start(self) -> _Process:
         plain, drops = self._mode == "plain", _can_become_anyone()
@@ -164,13 +162,18 @@ class ForkServer:
         # Without user namespaces processes are counted by uid, so that each submission needs one of its own.
         uid = UID + (self._mode == "fresh") * secrets.randbelow(1 << 26) if drops else os.geteuid() or 65534
         wrapper = [] if plain else _bubblewrap(self._mode, uid, drops, self.gpu, self.labs, Path(self._folder.name))
-        return _Process([*wrapper, sys.executable, "-P", "-m", "autograder.forkserver"], self._mode, uid, drops and not plain,
-                        _environment(scratch, self.gpu), self._folder.name, self.memory, self._order())
+        command = [*wrapper, sys.executable, "-P", "-m", "autograder.forkserver"]
+        process = _Process(command, self._mode, uid, drops and not plain, _environment(scratch, self.gpu),
+                           self._folder.name, self.memory, self._order())
+        self._processes = [p for p in self._processes if p.alive()] + [process]
+        return process
 
     def _order(self) -> dict:
-        """To the fork server: what a child is limited to. Processes are not counted in plain mode: they are the user's own."""
+        """To the fork server: a child's limits. In plain mode its processes would be counted with all of the user's."""
         plain = self._mode == "plain"
-        rlimits = {**RLIMITS, **({} if self.gpu else CPU_RLIMITS), **({} if plain else {"RLIMIT_NPROC": PROCESSES})}
+        rlimits = RLIMITS | ({} if self.gpu or sys.platform != "linux" else CPU_RLIMITS)
+        if not plain:
+            rlimits |= {"RLIMIT_NPROC": PROCESSES}
         return {"op": "fork", "rlimits": rlimits, "scratch": self._folder.name if plain else SCRATCH,
                 "scratch_bytes": SCRATCH_BYTES, "gpu": self.gpu}
 
@@ -178,13 +181,13 @@ class ForkServer:
 class _Process:
     """A running fork server and its children, with a thread that started it and watches the children's memory."""
 
-    def __init__(self, command: list[str], mode: str, uid: int, drops: bool, environment: dict, folder: str, memory: int,
-                 order: dict):
+    def __init__(self, command: list[str], mode: str, uid: int, drops: bool, environment: dict, folder: str,
+                 memory: int, order: dict):
         self.mode, self.uid, self.drops, self.memory = mode, uid, drops, memory
         self.children: list[Child] = []
-        self._lock = threading.Lock()
+        self._lock, self._talking = threading.Lock(), threading.Lock()  # of the list; of the socket
         self._errors = tempfile.TemporaryFile()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, theirs = socket.socketpair()
         self._control.settimeout(120)
         self._popen: subprocess.Popen | None = None
         started = threading.Event()
@@ -219,9 +222,10 @@ class _Process:
         if pidfd is not None:
             pid = self._popen.pid if self.mode == "fresh" else _pid_of(pidfd)
             os.close(pidfd)
-        with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
-            file.write("1000")  # if the machine runs out of memory, this one goes, and not the grader
-        child = Child(pid, Connection(ours), self, number)
+        for each in _tree(pid):  # if the machine runs out of memory, these go, and not the grader
+            with suppress(OSError):
+                Path(f"/proc/{each}/oom_score_adj").write_text("1000")
+        child = Child(pid, Connection(ours), self, number, _cgroup(pid, self.memory))
         self.children.append(child)
         return child
 
@@ -231,19 +235,27 @@ class _Process:
                 return
             self.children.remove(child)
         child.peak_bytes = max([child.peak_bytes, *(_status_bytes(pid, "VmHWM") for pid in _tree(child.pid))])
-        if self.mode == "fresh":
-            return self.stop()
-        with suppress(SandboxError):  # a dead server has taken its children along
-            answer, _ = self._ask({"op": "kill", "pid": child.number})
-            child.peak_bytes = max(child.peak_bytes, answer["peak_bytes"])
+        try:
+            if self.mode == "fresh":
+                self.stop()
+            else:
+                answer, _ = self._ask({"op": "kill", "pid": child.number})
+                child.peak_bytes = max(child.peak_bytes, answer["peak_bytes"])
+        except SandboxError as error:  # a server that died has taken its children along
+            child.ended = child.ended or str(error)
+        if child.cgroup is not None:
+            with suppress(OSError):
+                if "oom_kill 0" not in (child.cgroup / "memory.events").read_text().splitlines():
+                    child.ended = child.ended or _too_much(self.memory)
+                child.cgroup.rmdir()
 
     def stop(self) -> None:
-        """End the process; it ends its children when it sees the socket closed, and with bubblewrap the kernel does."""
+        """End the process with all its children; without bubblewrap it does that itself when the socket closes."""
         self._control.close()
         if self._popen is None:
             return
-        if self.mode == "fresh":
-            self._kill_inside()  # it runs a submission's code, and does not look at the socket
+        if self.mode != "plain":
+            self._kill_inside()
         try:
             self._popen.wait(10)
         except subprocess.TimeoutExpired:
@@ -251,9 +263,9 @@ class _Process:
             self._popen.wait()
 
     def words(self) -> str:
-        """The end of what the process itself said on its way out."""
+        """The last thing that the process itself said."""
         self._errors.seek(0)
-        return self._errors.read()[-2000:].decode(errors="replace").strip()
+        return (self._errors.read().decode(errors="replace").strip().splitlines() or [""])[-1][:500]
 
     def _run(self, arguments: list[str], options: dict, started: threading.Event) -> None:
         # This thread lives as long as the process, because --die-with-parent means the thread that started it.
@@ -274,10 +286,9 @@ class _Process:
         held = sum(_status_bytes(pid, "VmRSS") for pid in tree)
         if held > self.memory:  # shared pages were counted more than once; counting them well takes longer
             held = sum(_proportional_bytes(pid) for pid in tree)
-        child.peak_bytes = max(child.peak_bytes, held)
         with self._lock:
             if held > self.memory and child in self.children:  # else the pid may be another's by now
-                child.ended = f"used more than {self.memory / 2**30:g} GiB of memory"
+                child.ended, child.peak_bytes = _too_much(self.memory), held
                 self._kill_inside() if self.mode == "fresh" else _kill(child.pid)
 
     def _kill_inside(self) -> None:
@@ -286,23 +297,22 @@ class _Process:
             _kill(pid)
 
     def _ask(self, order: dict, fd: int | None = None) -> tuple[dict, int | None]:
-        with self._lock:
+        with self._talking:
             with suppress(OSError):  # receiving says what is the matter
-                socket.send_fds(self._control, [json.dumps(order).encode()], [] if fd is None else [fd])
+                send(self._control, order, fd)
             return self._receive()
 
     def _receive(self) -> tuple[dict, int | None]:
         try:
-            message, fds, _, _ = socket.recv_fds(self._control, 1 << 16, 1)
+            answer, fd = receive(self._control)
         except OSError:
-            message, fds = b"", []
-        if not message:  # ended, or hanging
+            answer = None
+        if answer is None:  # ended, or hanging
             self.stop()
-            raise SandboxError(" ".join(f"the fork server ended. {self.words()}".split()))
-        answer = json.loads(message)
+            raise SandboxError(f"the fork server ended. {self.words()}".strip())
         if "error" in answer:
             raise SandboxError(answer["error"])
-        return answer, fds[0] if fds else None
+        return answer, fd
 
 
 # ---------------------------------------------------------------- processes, as seen from outside
@@ -339,6 +349,31 @@ def _pid_of(pidfd: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
+def _too_much(memory: int) -> str:
+    return f"used more than {memory / 2**30:g} GiB of memory"
+
+
+def _cgroup(pid: int, memory: int) -> Path | None:
+    """A cgroup for a process, where we may make one (root, cgroups version 2): the kernel then counts also what no
+    process shows, and is never late."""
+    parent = CGROUPS / "trainfast"
+    try:
+        if "memory" not in (CGROUPS / "cgroup.subtree_control").read_text().split():
+            return None
+        parent.mkdir(exist_ok=True)
+        (parent / "cgroup.subtree_control").write_text("+memory +pids")
+        group = parent / f"{os.getpid()}-{pid}"
+        group.mkdir()
+        for name, value in {"memory.max": memory + 2 * SCRATCH_BYTES, "memory.swap.max": 0, "memory.oom.group": 1,
+                            "pids.max": PROCESSES}.items():
+            (group / name).write_text(str(value))
+        for each in _tree(pid):
+            (group / "cgroup.procs").write_text(str(each))
+        return group
+    except OSError:
+        return None
+
+
 def _kill(pid: int) -> None:
     with suppress(OSError):
         os.kill(pid, signal.SIGKILL)
@@ -356,17 +391,21 @@ def _can_become_anyone() -> bool:
 
 def _environment(scratch: str, gpu: bool) -> dict[str, str]:
     """All environment variables of a submission."""
-    path = [str(ROOT)] + [str(p) for p in [_torch_folder()] if not any(p.is_relative_to(q) for q in (sys.prefix, sys.base_prefix))]
+    path, packages = [str(ROOT)], _torch_folder()
+    if not any(packages.is_relative_to(prefix) for prefix in (sys.prefix, sys.base_prefix)):
+        path.append(str(packages))
     environment = {
-        "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "USER": "student",
-        "LOGNAME": "student", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-        "MPLBACKEND": "agg", "MPLCONFIGDIR": scratch, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1",
-        "PYTHONPATH": os.pathsep.join(path), "TRAINFAST_JUDGED": "1"}
-    if not gpu:
-        return environment | {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
-    # The fork server must not touch CUDA, or its children could not; this makes torch ask the driver's library instead.
-    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    return environment | {k: os.environ[k] for k in ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES") if k in os.environ}
+        "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8",
+        "USER": "student", "LOGNAME": "student", "MPLBACKEND": "agg", "MPLCONFIGDIR": scratch,
+        "PYTHONPATH": os.pathsep.join(path), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRAINFAST_JUDGED": "1"}
+    if gpu:
+        # The fork server must not touch CUDA, or its children could not; this makes torch ask the driver's library.
+        environment |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    else:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+    wanted = ("LD_LIBRARY_PATH", *(("CUDA_HOME", "CUDA_VISIBLE_DEVICES") if gpu else ()))
+    return environment | {name: os.environ[name] for name in wanted if name in os.environ}
 
 
 def _torch_folder() -> Path:
@@ -382,7 +421,7 @@ def _bubblewrap(mode: str, uid: int, drops: bool, gpu: bool, labs: Path, folder:
     places: dict[Path, list[str]] = {}
 
     def show(path: Path, kind: str = "--ro-bind") -> None:
-        if path.exists():
+        if os.path.exists(path):
             places[path] = [kind, os.path.realpath(path), str(path)]
 
     def shown(path: Path) -> bool:
@@ -429,7 +468,7 @@ def _bubblewrap(mode: str, uid: int, drops: bool, gpu: bool, labs: Path, folder:
         show(_torch_folder())
 
     # The course. Where it or a home lies inside what is shown, the rest of it is covered.
-    for path in (Path.home(), ROOT, ROOT / "autograder", ROOT / "solutions"):
+    for path in (HOME, ROOT, ROOT / "autograder", labs.parent, labs.parent / "solutions"):
         if shown(path) and path.is_dir() and path != _torch_folder():
             cover(path)
     for path in (ROOT / "course", labs, *(ROOT / "autograder" / name for name in INSIDE)):
@@ -440,8 +479,8 @@ def _bubblewrap(mode: str, uid: int, drops: bool, gpu: bool, labs: Path, folder:
             places.setdefault(parent, ["--perms", "0755", "--dir", str(parent)])
     writable = {Path(SCRATCH), Path("/tmp"), Path("/dev/shm")}
     closed = ["/", *(str(p) for p, made in places.items() if made[-2] in ("--tmpfs", "--dev") and p not in writable)]
-    return [shutil.which("bwrap"), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc",
-            "--unshare-uts", "--unshare-cgroup-try", "--hostname", "localhost",
+    return [shutil.which("bwrap"), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net",
+            "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "localhost",
             *([] if drops else ["--unshare-user", "--uid", str(uid), "--gid", str(uid)]),
             *(option for path in sorted(places, key=lambda p: p.parts) for option in places[path]),
             *(option for place in closed for option in ("--remount-ro", place)), "--chdir", SCRATCH, "--"]
@@ -453,10 +492,11 @@ def _bubblewrap(mode: str, uid: int, drops: bool, gpu: bool, labs: Path, folder:
 def _traps(server: ForkServer, process: _Process) -> Iterator[dict]:
     """What isolate.probe must not be able to reach, set up for the time of the test, and what else it needs to know."""
     with ExitStack() as stack:
+        course = [server.labs.parent] if server.labs.parent != _torch_folder() else []  # that is an installed package
         planted = []
-        for folder in (None, Path.home(), ROOT / ".trainfast", server.labs.parent / ".trainfast"):
+        for folder in (Path(tempfile.gettempdir()), HOME, *(root / ".trainfast" for root in course)):
             with suppress(OSError):  # where not even the grader can write, nothing can be planted
-                if folder is not None and folder.name == ".trainfast":
+                if folder.name == ".trainfast":
                     folder.mkdir(exist_ok=True)
                 file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".trainfast-secret-"))
                 os.chmod(file.name, 0o644)  # only its place protects it
@@ -467,11 +507,11 @@ def _traps(server: ForkServer, process: _Process) -> Iterator[dict]:
         listener.bind("\0" + abstract)
         listener.listen()
         names = ["pid", "net", "ipc", "mnt", "uts", *([] if process.drops and process.mode == "fresh" else ["user"])]
-        hidden = ["solutions", "tests", "results", "gradebook.db", "autograder/judge.py", ".git"]
+        absent = [root / name for root in course for name in ("solutions", "results", "submitted", "gradebook.db")]
         yield {"uid": process.uid, "dropped": process.drops, "alone": process.mode == "nested",
                "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in names},
-               "secrets": [*planted, "/etc/shadow"], "absent": [str(ROOT / name) for name in hidden],
-               "port": port, "abstract": abstract,
+               "secrets": [*planted, "/etc/shadow", str(ROOT / "autograder" / "judge.py")],
+               "absent": [str(path) for path in absent], "port": port, "abstract": abstract,
                "writable": [SCRATCH, "/tmp", "/dev/shm", *(["/proc", "/dev/pts"] if process.mode == "fresh" else [])],
                "scratch_bytes": SCRATCH_BYTES, "processes": PROCESSES,
                "environment": [*_environment(SCRATCH, server.gpu), "PWD", "LC_CTYPE"]}
@@ -480,7 +520,8 @@ def _traps(server: ForkServer, process: _Process) -> Iterator[dict]:
 def _ask_probe(connection: Connection, expected: dict) -> list[str]:
     """Call isolate.probe in a child, by the frames that call a student's function."""
     deadline = time.monotonic() + 20
-    connection.send("cells", {"cells": ["from autograder.isolate import probe"], "skip": [], "seed": 0}, deadline=deadline)
+    cells = {"cells": ["from autograder.isolate import probe"], "skip": [], "seed": 0}
+    connection.send("cells", cells, deadline=deadline)
     connection.receive(deadline=deadline)
     connection.send("call", {"function": "probe", "request": 1}, ((expected,), {}, None), deadline=deadline)
     op, body, value = connection.receive(deadline=deadline)
@@ -492,14 +533,19 @@ def _ask_probe(connection: Connection, expected: dict) -> list[str]:
 def _missing() -> str:
     """Why isolation need not even be tried."""
     if sys.platform != "linux":
-        return f"bubblewrap exists for Linux only, not for {sys.platform}; on Windows use WSL, elsewhere a virtual machine"
+        return f"bubblewrap exists for Linux only, not for {sys.platform}; use WSL on Windows, else a virtual machine"
     if shutil.which("bwrap") is None:
         return "bubblewrap is not installed; install the package bubblewrap (apt, dnf, pacman, apk)"
     return ""
 
 
 def _cure() -> str:
-    """The setting that forbids user namespaces here, if one of the known ones does."""
+    """What forbids namespaces here and how to change that, if it is one of the known things."""
+    status = Path("/proc/self/status").read_text()
+    if os.geteuid() == 0:
+        if not int(status.split("CapEff:")[1].split()[0], 16) & 1 << 21:
+            return ("this root has no CAP_SYS_ADMIN, as in most containers; start the container with --privileged, "
+                    "or grade outside of it")
     for file, refuses, cure in (("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
                                 ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
                                 ("kernel/apparmor_restrict_unprivileged_userns", "1",
@@ -513,5 +559,8 @@ def _cure() -> str:
 
 def isolation_report() -> str:
     """Whether submissions will be isolated on this machine, in words; the self-test is made."""
-    with ForkServer() as server:
-        return server.isolation
+    try:
+        with ForkServer(require_isolation=True) as server:
+            return server.isolation
+    except SandboxError as error:
+        return str(error)

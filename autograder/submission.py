@@ -13,8 +13,8 @@ from nbformat.v4 import new_output
 from autograder.ipynb import AGAIN, Unreadable, read_json, refuse
 from course.verdict import RECEIPT
 
-MAX_CELLS = 5_000
-MAX_TEXT, MAX_PICTURE, MAX_OUTPUTS = 20_000, 2 << 20, 40  # characters of one output, outputs of one cell
+MAX_CELLS, MAX_SOURCE = 5_000, 4 << 20  # cells, characters in all of them; a lab has 150 and 100,000
+MAX_TEXT, MAX_PICTURE, MAX_OUTPUTS = 20_000, 12 << 20, 40  # characters of one output, outputs of one cell
 DEPTH = 32
 
 
@@ -40,7 +40,7 @@ def _nbgrader(cell: NotebookNode) -> dict:
 
 
 def read_notebook(path: Path) -> NotebookNode:
-    """The notebook as nbformat 4, whatever version it was saved in; cell ids may be missing or doubled. Raises Unreadable.
+    """The notebook as nbformat 4, whatever version it was saved in; cell ids may be there twice. Raises Unreadable.
 
     Of the outputs only what cannot run in the browser of whoever looks at it is kept: text, pictures, receipts.
     """
@@ -56,8 +56,10 @@ def read_notebook(path: Path) -> NotebookNode:
                if isinstance(version, int) else f"JSON, but not a notebook: it has no cells; {AGAIN}")
     if len(found) > MAX_CELLS:
         refuse(path.name, f"not gradable: it has {len(found):,} cells; hand in at most {MAX_CELLS:,}")
-    metadata = content.get("metadata")
-    return nbformat.from_dict({"cells": [_cell(cell) for cell in found], "nbformat": 4, "nbformat_minor": 5,
+    cells, metadata = [_cell(cell, f"cell-{number}") for number, cell in enumerate(found)], content.get("metadata")
+    if (size := sum(len(cell["source"]) for cell in cells)) > MAX_SOURCE:
+        refuse(path.name, f"not gradable: its cells hold {size:,} characters; remove pasted data and hand in at most {MAX_SOURCE:,}")
+    return nbformat.from_dict({"cells": cells, "nbformat": 4, "nbformat_minor": 5,
                                "metadata": _plain(metadata) if isinstance(metadata, dict) else {}})
 
 
@@ -79,22 +81,22 @@ def _text(value: Any) -> str:
     return _plain(value) if isinstance(value, str) else ""
 
 
-def _cell(found: Any) -> dict:
+def _cell(found: Any, identity: str) -> dict:
     if not isinstance(found, dict):  # kept as it is: repair may recognise the text
-        return {"cell_type": "raw", "metadata": {}, "source": _text(found)}
+        return {"cell_type": "raw", "id": identity, "metadata": {}, "source": _text(found)}
     kind = found.get("cell_type")
     source = _text(next((found[key] for key in ("source", "input", "code", "text") if isinstance(found.get(key), (str, list))), ""))
     if kind == "heading":
-        kind, source = "markdown", "#" * (found["level"] if found.get("level") in range(1, 7) else 1) + " " + source
+        kind, source = "markdown", "#" * (found["level"] if found.get("level") in (2, 3, 4, 5, 6) and isinstance(found["level"], int) else 1) + " " + source
     kind = {"html": "markdown", "text": "markdown"}.get(kind, kind) if isinstance(kind, str) else "raw"
-    cell = {"cell_type": kind if kind in ("code", "markdown") else "raw", "source": source,
+    cell = {"cell_type": kind if kind in ("code", "markdown") else "raw", "id": identity, "source": source,
             "metadata": _plain(found["metadata"]) if isinstance(found.get("metadata"), dict) else {}}
     if isinstance(found.get("id"), str) and re.fullmatch(r"[\w-]{1,64}", found["id"], re.ASCII):
         cell["id"] = found["id"]
     if cell["cell_type"] == "code":
         cell |= {"execution_count": None, "outputs": _outputs(found.get("outputs"))}
     elif isinstance(found.get("attachments"), dict):
-        cell["attachments"] = {str(k): _plain(v) for k, v in found["attachments"].items() if isinstance(v, dict)}
+        cell["attachments"] = {_plain(k): _pictures(v) for k, v in found["attachments"].items() if isinstance(v, dict) and _pictures(v)}
     return cell
 
 
@@ -116,8 +118,9 @@ def _outputs(found: Any) -> list[NotebookNode]:
 
 def _data(found: dict) -> dict:
     data = {"text/plain": _text(found["text/plain"])[:MAX_TEXT]} if "text/plain" in found else {}
-    for kind in ("image/png", "image/jpeg"):
-        picture = _text(found.get(kind))
-        if 0 < len(picture) <= MAX_PICTURE and re.fullmatch(r"[\w+/=\s]*", picture, re.ASCII):
-            data[kind] = picture
-    return data | ({RECEIPT: _plain(found[RECEIPT])} if RECEIPT in found else {})
+    return data | _pictures(found) | ({RECEIPT: _plain(found[RECEIPT])} if RECEIPT in found else {})
+
+
+def _pictures(found: dict) -> dict:
+    pictures = {kind: _text(found.get(kind)) for kind in ("image/png", "image/jpeg", "image/gif", "image/webp")}
+    return {kind: data for kind, data in pictures.items() if 0 < len(data) <= MAX_PICTURE and re.fullmatch(r"[\w+/=\s]*", data, re.ASCII)}

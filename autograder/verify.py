@@ -88,8 +88,7 @@ class Verification:
 
     def leaks(self) -> list[str]:
         """Lines of solutions and hidden tests in what students get."""
-        secrets = Secrets(self.source, self.lab.specification,
-                          [cell.source for cell in self.source.cells if cell.kind not in ("solution", "written")])
+        secrets = Secrets(self.source, self.lab.specification)
         texts = [(f"{self.lab.topic}.ipynb", cell.source) for cell in self.lab.released.cells]
         texts += [(p.name, p.read_bytes().decode(errors="replace")) for p in sorted(self.lab.released_folder.rglob("*"))
                   if p.is_file() and p.suffix not in (".ipynb", ".pyc")]

@@ -39,6 +39,7 @@ class Worker:
         self.connection = connection
         self.request = 0
         self.module = types.ModuleType("__main__")
+        self.module.display = lambda *args, **kwargs: None  # a notebook has it without an import
         self.targets: dict[str, Any] = {}
 
     def on_cells(self, body: dict, value: Value) -> None:

@@ -17,6 +17,15 @@ from course import data
 FEW = settings(max_examples=20, deadline=None, database=None)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small work is as fast on one thread, and does not crawl when the other core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def rows(images):
     """Every image with its label, of both parts, as bytes."""
     x, y = torch.cat([images.train_x, images.test_x]), torch.cat([images.train_y, images.test_y])
@@ -116,8 +125,8 @@ def test_a_shorter_text_is_the_beginning_of_a_longer_one(size, more):
 
 def test_a_short_text_is_a_sample_of_the_whole_library():
     root = sysconfig.get_paths()["stdlib"]
-    parts = {path.relative_to(root).parts[0] for path in data._sources()[:100]}
-    assert len(parts) > 40
+    initials = {path.relative_to(root).parts[0][0].lower() for path in data._sources()[:100]}
+    assert len(initials) > 12
 
 
 def test_pycode_is_megabytes_of_python_with_a_tenth_held_out():

@@ -1,9 +1,10 @@
 """Damaged submissions: what was done to the notebook, and that the student's work is found in it."""
 import copy
+import json
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 from nbformat import validate
@@ -11,7 +12,7 @@ from nbformat import validate
 from autograder.notebook import instructor_notebook, student_notebook
 from autograder.repair import judged_cells, repair
 from autograder.source import load_lab_source
-from autograder.submission import grade_id
+from autograder.submission import grade_id, read_notebook
 
 SCRIPT = '''\
 # %% [markdown]
@@ -340,6 +341,12 @@ def test_two_functions_in_one_cell_are_both_solved(solved, released):
     assert repaired.notes == ["triple was written in the cell of double"]
 
 
+def test_everything_in_one_cell_is_solved(solved, released):
+    solved.cells = [new_code_cell("\n\n".join(source for name, source in SOLVED.items() if name in ANSWERS))]
+    repaired = repair(solved, released)
+    assert answers(repaired) == ANSWERS and "triple and halve were written in the cell of double" in repaired.notes
+
+
 def test_a_solution_that_is_no_def_is_found(solved, released):
     cell_of(solved, "double").source = "double = lambda x: 2 * x"
     assert answers(repair(solved, released)) == ANSWERS
@@ -367,6 +374,12 @@ def test_an_answer_in_a_cell_below_the_blank_one_is_found(solved, released):
     solved.cells[place].source = cell_of(released, "claim").source
     solved.cells.insert(place + 1, new_markdown_cell(SOLVED["claim"]))
     check(solved, released, "the answer claim was taken from a cell next to its place")
+
+
+def test_a_picture_pasted_into_such_an_answer_comes_along(solved, released):
+    picture = {"sketch.png": {"image/png": "iVBORw0K"}}
+    solved.cells[at(solved, "claim")] = new_markdown_cell(SOLVED["claim"], attachments=picture)
+    assert cell_of(repair(solved, released).notebook, "claim").attachments == picture
 
 
 def test_both_copies_of_an_answer_are_kept_for_the_reader(solved, released):
@@ -478,7 +491,7 @@ def damaged(solved, damage, extra=()):
     return type(solved)({**solved, "cells": cells})
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(data=st.data())
 def test_a_solution_is_found_as_long_as_one_copy_is_left(released, data):
     solved = copy.deepcopy(released)
@@ -491,12 +504,29 @@ def test_a_solution_is_found_as_long_as_one_copy_is_left(released, data):
     assert [name for name in names(repaired.notebook) if name in names(released)] == names(released)
 
 
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(sorted(SOLVED.values())),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+FIELDS = {"cell_type": JSON | st.sampled_from(["code", "markdown"]), "source": JSON | st.text(alphabet="def(x):\n %!'\"?\\", max_size=30), "metadata": JSON |
+          st.fixed_dictionaries({}, optional={"nbgrader": JSON | st.fixed_dictionaries({"grade_id": JSON | st.sampled_from(["double", "setup"])}), "tags": JSON, "id": JSON}),
+          "id": JSON | st.sampled_from(["double", "setup"]), "outputs": JSON, "attachments": JSON}
+
+
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cells=st.lists(JSON | st.fixed_dictionaries({}, optional=FIELDS), max_size=4))
+def test_whatever_was_read_is_repaired(released, tmp_path, cells):
+    path = tmp_path / "lab.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    repaired = repair(read_notebook(path), released)
+    validate(repaired.notebook)
+    assert repair(repaired.notebook, released).notebook == repaired.notebook
+
+
 EXTRA = ["HELPER = 1", "def double(x):\n    return 0", SOLVED["double"] + "\n\n" + SOLVED["halve"], "def halve(x):\n    raise NotImplementedError",
          "def triple(x):\n    return 1\n\ndef halve(x):\n    raise NotImplementedError", "double = triple", "def double(x:", "A thought.",
          "%%time\ndef triple(x):\n    return 4", "", "print([double(x) for x in range(7)])", "# triple is written in the cell of double."]
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=80, deadline=None, database=None)
 @given(data=st.data())
 def test_repairing_twice_changes_nothing_more(released, data):
     solved = copy.deepcopy(released)

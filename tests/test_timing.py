@@ -3,6 +3,7 @@
 import gc
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,11 @@ def test_a_slow_moment_that_hits_both_widens_little():
     assert low == pytest.approx(2) and high == pytest.approx(2)
 
 
+def test_a_few_windows_that_something_disturbed_change_nothing():
+    disturbed = np.where(np.arange(41) % 14, 1.0, 1000.0)
+    assert ratio_interval(np.full(41, 2.0), disturbed) == ratio_interval(np.full(41, 2.0), np.ones(41)) == (2, 2, 2)
+
+
 def test_the_interval_holds_the_truth_nineteen_times_in_twenty():
     rng, hits = np.random.default_rng(0), 0
     for trial in range(200):
@@ -89,6 +95,11 @@ def test_a_verdict_is_given_only_when_the_whole_interval_agrees(low, width, targ
     assert r.verdict in str(r) and "95% interval" in str(r)
 
 
+def test_a_ratio_beside_one_with_an_interval_around_one_is_inconclusive():
+    for ratio in (0.95, 1.05):
+        assert Ratio(ratio, 0.9, 1.1, 1e-3, 1e-3, 10, "cpu").verdict == "inconclusive"
+
+
 def test_durations_have_three_digits_and_a_unit():
     assert [timing.duration(s) for s in (12.345, 1.2e-3, 3.456e-6, 2e-9)] == ["12.3 s", "1.2 ms", "3.46 µs", "2 ns"]
 
@@ -99,15 +110,39 @@ def sleep_for(milliseconds):
     return lambda *args: time.sleep(milliseconds / 1e3)
 
 
-def test_five_times_the_sleep_is_slower_even_when_making_inputs_takes_longer_than_both():
-    def slow_inputs(seed):
-        time.sleep(0.02)
-        return (seed,)
-    r = compare(sleep_for(1), sleep_for(5), slow_inputs, seconds=0.3, device="cpu")
-    assert r.verdict == "faster" and r.ratio > 2 and r.reaches(1.5) == "passed" and r.reaches(100) == "failed"
-    assert r.baseline_seconds > 4e-3 and r.candidate_seconds < r.baseline_seconds and r.device == "cpu"
-    r = compare(sleep_for(5), sleep_for(1), slow_inputs, seconds=0.3, device="cpu")
+def test_five_times_the_sleep_is_slower():
+    r = compare(sleep_for(1), sleep_for(5), lambda seed: (seed,), seconds=0.3, device="cpu")
+    assert r.verdict == "faster" and r.ratio > 1.5 and r.reaches(1.2) == "passed" and r.reaches(100) == "failed"
+    assert r.candidate_seconds < r.baseline_seconds and r.baseline_seconds > 4e-3 and r.device == "cpu"
+    r = compare(sleep_for(5), sleep_for(1), lambda seed: (seed,), seconds=0.3, device="cpu")
     assert r.verdict == "slower" and r.ratio < 0.7
+
+
+@pytest.fixture
+def spend(monkeypatch):
+    """A clock that only the functions under test move: `spend(seconds)`."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def spend(seconds):
+        now[0] += seconds
+    return spend
+
+
+def test_making_the_inputs_is_not_on_the_clock(spend):
+    r = compare(lambda x: spend(1e-3), lambda x: spend(4e-3), lambda seed: (spend(1.0),), seconds=20, device="cpu")
+    assert (r.ratio, r.low, r.high, r.candidate_seconds) == pytest.approx((4, 4, 4, 1e-3)) and r.windows == 10
+
+
+def test_the_first_call_may_be_slow_and_does_not_count(spend):
+    calls = []
+
+    def compiles_first():
+        spend(1e-3 if calls else 1000)
+        calls.append(1)
+    r = compare(compiles_first, lambda: spend(5e-3), lambda seed: (), seconds=2, device="cpu")
+    assert r.ratio == pytest.approx(5) and r.candidate_seconds == pytest.approx(1e-3)
+    assert len(calls) >= 5 * r.windows  # and its windows are as long as any
 
 
 class Recorder:
@@ -147,20 +182,12 @@ def test_each_window_has_new_inputs_equal_for_both(record):
 
 
 @FEW
-@given(cost=st.floats(1e-8, 1))
+@given(cost=st.floats(-8, 0).map(lambda e: 10**e))
 def test_a_window_lasts_five_milliseconds_and_not_much_more(cost):
     with pytest.MonkeyPatch.context() as patch:  # a clock without noise
         patch.setattr(timing, "window", lambda function, inputs, repeats, device: repeats * cost)
         repeats = timing._repeats(None, (), None)
     assert repeats * cost >= 5e-3 and (repeats == 1 or repeats * cost < 2e-2)
-
-
-def test_the_first_call_may_be_slow():
-    calls = []
-
-    def compiles_first():
-        calls.append(time.sleep(0.5 if not calls else 0.001))
-    assert compare(compiles_first, sleep_for(5), lambda seed: (), seconds=0.2, device="cpu").ratio > 1.5
 
 
 def test_slow_functions_still_get_enough_windows_for_an_interval():

@@ -45,7 +45,7 @@ START = (-1.0, 1e-3)
 
 # %% tags=["experiment"]
 plots.surface_race(surfaces.saddle, {"start": torch.tensor([START])}, title="Down along x, down again along y",
-                   alt="The surface x² − y²: a pass between two mountains, with the start on its high side, at (-1, 0.001).")
+                   alt="The surface x² − y², a pass between two mountains. The start is high up on it, at (-1, 0.001).")
 
 # %% [markdown]
 # ### Notation
@@ -85,15 +85,19 @@ def sgd_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], stat
 check(sgd_step)
 
 # %% tags=["experiment"]
-left, right = plots.figure(columns=2, size=(9.6, 3.8), alt="SGD from four distances to the ridge. On a logarithmic scale "
-    "all |y| grow along parallel straight lines; the height falls, stays near zero for hundreds of steps, and falls again.")[1]
-walks = {f"y₀ = {y0:g}": surfaces.race(surfaces.saddle, {"SGD": (sgd_step, {"lr": 0.01})}, (-1, y0), 800)["SGD"]
-         for y0 in (1e-1, 1e-3, 1e-6)}
-plots.lines({name: path[:, 1].clamp(max=2) for name, path in walks.items()}, ax=left, logy=True,
-            title="Leaving is a straight line ...", xlabel="step", ylabel="|y|, distance to the ridge")
-plots.lines({name: surfaces.saddle.value(path).clamp(min=-0.5) for name, path in walks.items()}, ax=right, alt="",
-            title="... and looks like a plateau", xlabel="step", ylabel="height")
-plots.show(left.figure)
+far = lambda point: abs(point[1]) > 1
+walks = {}
+for y0 in (1e-1, 1e-3, 1e-6):
+    paths = surfaces.race(surfaces.saddle, {"SGD": (sgd_step, {"lr": 0.01})}, (-1, y0), 800, until=far)
+    walks[f"y₀ = {y0:g}"] = paths["SGD"]  # [steps + 1, 2]
+
+fig, (left, right) = plots.figure(columns=2, size=(9.6, 3.8), alt="SGD from three distances to the ridge. On a "
+    "logarithmic scale |y| grows along parallel lines. The height falls, stays near zero for long, and falls again.")
+plots.lines({name: path[:, 1] for name, path in walks.items()}, ax=left, alt="", logy=True, xlabel="step",
+            title="Leaving: a straight line ...", ylabel="|y|, distance to the ridge")
+plots.lines({name: surfaces.saddle.value(path) for name, path in walks.items()}, ax=right, alt="", xlabel="step",
+            title="... that looks like a plateau", ylabel="height")
+plots.show(fig)
 
 # %% [markdown]
 # SGD is never stuck: $|y|$ grows by 2% at every step. Being a thousand times closer costs $\ln 1000 / \ln 1.02 =
@@ -134,21 +138,20 @@ check(momentum_step)
 
 # %%
 def steps_to_escape(step: Callable, degrees: float = 0, start=START, most: int = 2000, **hyper) -> int | None:
-    """Steps until |y| > 0.5 on the saddle turned by `degrees`, y and `start` in its own axes; None: not within `most`."""
+    """Steps until |y| > 0.5 on the saddle turned by `degrees`; None: not within `most`. `start` in the saddle's own axes."""
     surface = surfaces.rotated(surfaces.saddle, degrees)
     escaped = lambda point: abs(surface.own(point)[1]) > 0.5
     path = surfaces.race(surface, {"": (step, hyper)}, surface.outer(start), most, until=escaped)[""]
     return len(path) - 1 if escaped(path[-1]) else None
 
 # %% tags=["experiment"]
-counts = {"SGD, lr 0.01": steps_to_escape(sgd_step, lr=0.01), "momentum, lr 0.01": steps_to_escape(momentum_step, lr=0.01),
-          "SGD, lr 0.1": steps_to_escape(sgd_step, lr=0.1)}
 runs = {"SGD, lr 0.01": (sgd_step, {"lr": 0.01}), "momentum, lr 0.01": (momentum_step, {"lr": 0.01}),
         "SGD, lr 0.1": (sgd_step, {"lr": 0.1})}
-walks = surfaces.race(surfaces.saddle, runs, START, 320)
-plots.lines({f"{name}: {counts[name]} steps": path[:, 1].clamp(max=0.5) for name, path in walks.items()}, logy=True,
+walks = surfaces.race(surfaces.saddle, runs, START, 400, until=lambda point: abs(point[1]) > 0.5)
+counts = {name: steps_to_escape(step, **hyper) for name, (step, hyper) in runs.items()}
+plots.lines({f"{name}: {counts[name]} steps": path[:, 1] for name, path in walks.items()}, logy=True, marks=False,
             title="Momentum needs time to gather speed", xlabel="step", ylabel="|y|, distance to the ridge",
-            alt=f"Steps to escape: {counts}. Momentum is far faster than SGD at the same rate, slower than SGD at ten times it.")
+            alt=f"Steps to escape: {counts}. Momentum lies between SGD at its rate and SGD at ten times its rate.")
 
 # %% [markdown]
 # Less than ten times faster: the velocity is an average over the last ten steps or so, and ten steps ago the
@@ -185,12 +188,13 @@ def nesterov_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"],
 check(nesterov_step)
 
 # %% tags=["experiment"]
-runs = {"SGD": (sgd_step, {"lr": 0.1}), "momentum": (momentum_step, {"lr": 0.1}), "Nesterov": (nesterov_step, {"lr": 0.1})}
+runs = {"SGD": (sgd_step, {"lr": 0.1}), "momentum": (momentum_step, {"lr": 0.1}),
+        "Nesterov": (nesterov_step, {"lr": 0.1})}
 walks = surfaces.race(surfaces.saddle, runs, (-1.0, 0.0), 60)
-plots.lines({name: path[:, 0] for name, path in walks.items()}, title="Across the valley: momentum swings, Nesterov brakes",
-            xlabel="step", ylabel="x", marks=False,
-            alt="x against the step in the valley. SGD creeps to 0; momentum swings around 0 for 60 steps; Nesterov swings "
-                "a few times and is at rest after about 25 steps.")
+plots.lines({name: path[:, 0] for name, path in walks.items()}, marks=False, xlabel="step", ylabel="x",
+            title="Across the valley: momentum swings, Nesterov brakes",
+            alt="x against the step, in the valley. SGD creeps to 0; momentum swings around 0 for all 60 steps; "
+                "Nesterov swings twice and is at rest after about 25 steps.")
 
 # %% [markdown]
 # ## 4 · AdaGrad: a rate for every coordinate
@@ -223,13 +227,22 @@ def adagrad_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], 
 check(adagrad_step)
 
 # %% tags=["experiment"]
-walks = {}
-for y0 in (1e-3, 1e-6, 1e-9):
-    paths = surfaces.race(surfaces.saddle, {"SGD": (sgd_step, {"lr": 0.1}), "AdaGrad": (adagrad_step, {"lr": 0.1})}, (-1, y0), 60)
-    walks |= {f"{name} from y₀ = {y0:g}": path[:, 1].clamp(max=0.5) for name, path in paths.items()}
-plots.lines(walks, logy=True, marks=False, title="AdaGrad does not feel how close the ridge is (lr 0.1)", xlabel="step",
-            ylabel="|y|, distance to the ridge", alt="SGD leaves later the closer it starts to the ridge. AdaGrad's first step "
-            "takes it to |y| = 0.1 from all three starts, and its three curves are one.")
+escaped = lambda point: abs(point[1]) > 0.5
+fig, panels = plots.figure(columns=2, size=(9.6, 3.8), alt="SGD leaves later the closer it starts to the ridge. AdaGrad's "
+    "first step takes it to |y| = 0.1 from all three starts; from there on its three curves are one.")
+for ax, name, step in zip(panels, ("SGD", "AdaGrad"), (sgd_step, adagrad_step)):
+    curves = {}
+    for y0 in (1e-3, 1e-6, 1e-9):
+        paths = surfaces.race(surfaces.saddle, {name: (step, {"lr": 0.1})}, (-1, y0), 40, until=escaped)
+        curves[f"y₀ = {y0:g}"] = paths[name][:, 1]
+    plots.lines(curves, ax=ax, alt="", logy=True, marks=False, title=f"{name}, lr 0.1", xlabel="step",
+                ylabel="|y|, distance to the ridge")
+    ax.set(ylim=(5e-10, 1), xlim=(-2, 41))
+plots.show(fig)
+
+# %% [markdown]
+# One step, and the distance to the ridge is forgotten. So far the textbooks are right. (At $\eta = 0.01$ AdaGrad
+# needs 322 steps, no fewer than SGD: its first step is $\eta$ long, and all later ones are shorter.)
 
 # %% [markdown]
 # ## 5 · RMSprop: forget
@@ -271,10 +284,10 @@ def step_lengths(step, grads, **hyper):
 
 grads = torch.cat([torch.ones(200), 0.1 * torch.ones(600)])
 plots.lines({"AdaGrad": step_lengths(adagrad_step, grads), "RMSprop, β = 0.99": step_lengths(rmsprop_step, grads),
-             "RMSprop, β = 0.9": step_lengths(rmsprop_step, grads, beta=0.9)}, logy=True, marks=False,
-            title="The gradient falls from 1 to 0.1 at step 200", xlabel="step", ylabel="length of the step / learning rate",
-            alt="Step lengths. AdaGrad's shrink all the time and by ten more at step 200. RMSprop begins with steps of ten "
-                "(β = 0.99) or three (β = 0.9) learning rates, falls to one, drops at step 200 and comes back to one.")
+             "RMSprop, β = 0.9": step_lengths(rmsprop_step, grads, beta=0.9)}, logy=True, marks=False, xlabel="step",
+            title="The gradient falls from 1 to 0.1 at step 200", ylabel="length of the step / learning rate",
+            alt="AdaGrad's steps shrink all the time, and tenfold at step 200. RMSprop begins with steps of ten (β = 0.99) "
+                "or three (β = 0.9) learning rates, falls to one, drops at step 200 and comes back to one.")
 
 # %% [markdown]
 # ## 6 · AdaDelta: which unit does a step have?
@@ -311,11 +324,12 @@ def adadelta_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"],
 check(adadelta_step)
 
 # %% tags=["experiment"]
-epsilons = [10.0**-k for k in range(2, 11)]
-plots.lines({f"y₀ = {y0:g}": [steps_to_escape(adadelta_step, start=(-1, y0), lr=1.0, eps=eps) or math.nan for eps in epsilons]
-             for y0 in (1e-1, 1e-3, 1e-6)}, x=epsilons, logx=True, logy=True,
-            title="AdaDelta's hidden learning rate is ε", xlabel="ε (torch's default is 1e-6)", ylabel="steps to escape",
-            alt="Steps that AdaDelta needs to escape against ε: from about 10 at 1e-2 to hundreds at 1e-10.")
+epsilons = [10.0**-k for k in range(2, 10)]
+counts = {f"y₀ = {y0:g}": [steps_to_escape(adadelta_step, start=(-1, y0), lr=1.0, eps=eps) for eps in epsilons]
+          for y0 in (1e-1, 1e-3, 1e-6)}
+plots.lines(counts, x=epsilons, logx=True, logy=True, title="AdaDelta's hidden learning rate is ε",
+            xlabel="ε (torch's default is 1e-6)", ylabel="steps to escape",
+            alt="Steps that AdaDelta needs to escape against ε: about 10 at 1e-2, a hundred to a thousand at 1e-9.")
 
 # %% [markdown]
 # The first step is about $\sqrt{\varepsilon}$ long where $g$ is large, and from there $u$ has to grow by itself.
@@ -371,11 +385,17 @@ def unrepaired_step(param, grad, state, lr):
 
 grads = torch.ones(2000)
 steps = torch.arange(1, 2001)
-plots.lines({name: (steps, step_lengths(f, grads)) for name, f in
-             {"RMSprop": rmsprop_step, "Adam": adam_step, "Adam without the repair": unrepaired_step}.items()}, logx=True, marks=False,
-            title="Same gradient at every step, and yet", xlabel="step", ylabel="length of the step / learning rate",
-            alt="Step lengths for a constant gradient. Adam: always one learning rate. RMSprop: ten at first, falling to one in a few "
-                "hundred steps. Adam without the repair: three at first, more than six after twelve steps, back to one after 2000.")
+plots.lines({"Adam": (steps, step_lengths(adam_step, grads)),
+             "without the repair": (steps, step_lengths(unrepaired_step, grads))}, logx=True, marks=False, xlabel="step",
+            title="The same gradient at every step", ylabel="length of the step / learning rate",
+            alt="Step lengths for a constant gradient. Adam: always one learning rate. Without the repair: three at "
+                "first, more than six after twelve steps, back to one after about 2000.")
+
+# %% [markdown]
+# Both averages start too small, but $v$ forgets a hundred times more slowly than $m$ and stays too small for
+# longer: the unrepaired steps are too *long*, by 3.2 at first and by 6.6 at worst. By the way, $\hat v$ is often
+# called a variance. It is not: the gradient in this picture never varies, and $\hat v = 1$. It is the mean
+# *square*.
 
 # %% [markdown]
 # ## The race
@@ -399,10 +419,10 @@ plots.animate_race(surfaces.saddle, walks, title="The race: press play")
 plots.surface_race(surfaces.saddle, walks, title="The same race in three dimensions")
 
 # %% [markdown]
-# So the textbooks seem to be right about RMSprop and Adam, and about SGD, which slides to the origin and waits.
-# AdaGrad already disappoints. But notice *where* the fast ones leave: they never come near the saddle point. They
-# walk off the ridge at the start, because a gradient of 0.002 in $y$ counts for as much as one of 2 in $x$. For
-# that, the ridge has to run along a coordinate axis. So turn it.
+# So the textbooks seem to be right about RMSprop, AdaDelta and Adam, and about SGD, which slides to the origin
+# and waits. AdaGrad already disappoints. But notice *where* the fast ones leave: they never come near the saddle
+# point. They walk off the ridge at the start, because a gradient of 0.002 in $y$ counts for as much as one of 2
+# in $x$. For that, the ridge has to run along a coordinate axis. So turn it.
 
 # %% [markdown]
 # ## Turn the saddle
@@ -419,11 +439,12 @@ plots.surface_race(surfaces.saddle, walks, title="The same race in three dimensi
 
 # %% tags=["experiment"]
 turned = surfaces.rotated(surfaces.saddle, 45)
-left, right = plots.figure(columns=2, size=(10, 4.4), alt="Two races on the saddle. Axes aligned: RMSprop, Adam and AdaDelta "
-    "leave the ridge at the start. Turned by 45°: all seven follow the ridge down to the saddle point.")[1]
+turned_walks = surfaces.race(turned, RUNS, turned.outer(START), 120)
+fig, (left, right) = plots.figure(columns=2, size=(10, 4.4), alt="Two races on the saddle. Axes aligned: RMSprop, Adam "
+    "and AdaDelta leave the ridge at the start. Turned by 45°: all seven follow the ridge down to the saddle point.")
 plots.contour_race(surfaces.saddle, walks, ax=left, legend=False, title="Axes aligned, 120 steps")
-plots.contour_race(turned, surfaces.race(turned, RUNS, turned.outer(START), 120), ax=right, title="Turned by 45°, 120 steps")
-plots.show(left.figure)
+plots.contour_race(turned, turned_walks, ax=right, title="Turned by 45°, 120 steps")
+plots.show(fig)
 
 # %% tags=["experiment"]
 counts = {"axes aligned": {}, "turned by 45°": {}, "turned by 45°, from x₀ = 0": {}}
@@ -431,8 +452,8 @@ for name, (step, hyper) in RUNS.items():
     counts["axes aligned"][name] = steps_to_escape(step, **hyper)
     counts["turned by 45°"][name] = steps_to_escape(step, 45, most=10_000, **hyper)
     counts["turned by 45°, from x₀ = 0"][name] = steps_to_escape(step, 45, start=(0.0, 1e-3), **hyper)
-plots.bars(counts, log=True, title="Turning the axes changes the winners", xlabel="steps to escape", width=8,
-           alt=f"Steps to escape, lr 0.01 (AdaDelta 1): {counts}.")
+plots.bars(counts, log=True, title="Turning the axes changes the winners", width=8, form="{:,.0f}",
+           xlabel="steps to escape (lr 0.01; AdaDelta 1)", alt=f"Steps to escape: {counts}.")
 
 # %% [markdown]
 # Turned, momentum and Nesterov win, and AdaGrad is thirty times slower than plain SGD. Both components of the
@@ -451,12 +472,14 @@ plots.bars(counts, log=True, title="Turning the axes changes the winners", xlabe
 
 # %% tags=["experiment"]
 angles = list(range(0, 91, 5))
-curves = {name: [steps_to_escape(METHODS[name], angle, most=1500, lr=0.01) or math.nan for angle in angles]
-          for name in ("SGD", "momentum", "AdaGrad", "RMSprop", "Adam")}
+curves = {}
+for name in ("SGD", "momentum", "AdaGrad", "RMSprop", "Adam"):
+    counts = [steps_to_escape(METHODS[name], angle, most=1500, lr=0.01) for angle in angles]
+    curves[name] = [math.nan if count is None else count for count in counts]
 plots.lines(curves, x=angles, logy=True, title="45° is the worst case, not the typical one",
             xlabel="the saddle is turned by (degrees)", ylabel="steps to escape (lr 0.01)",
-            alt="Steps to escape against the angle. SGD and momentum are flat. RMSprop rises from 6 to 100 and Adam from 44 to 280 at a sharp "
-                "peak at 45°, AdaGrad leaves the picture above 1500.")
+            alt="Steps to escape against the angle. SGD and momentum are flat. RMSprop rises from 6 to 100 and Adam from "
+                "44 to 280, both in a sharp peak at 45°; AdaGrad rises above 1500 between 25° and 65°.")
 
 # %% [markdown]
 # The loss is dramatic only close to 45°. At 30° RMSprop still needs 25 steps. But at 30° the two components of
@@ -471,11 +494,14 @@ plots.lines(curves, x=angles, logy=True, title="45° is the worst case, not the 
 
 # %% tags=["experiment"]
 turned = surfaces.rotated(surfaces.saddle, 30)
-walks = {f"{name}, {where} the ridge": surfaces.race(turned, {name: RUNS[name]}, turned.outer((-1, y0)), 450)[name]
-         for name in ("SGD", "Adam") for where, y0 in (("above", 1e-3), ("below", -1e-3))}
-plots.contour_race(turned, walks, title="Turned by 30°: SGD feels on which side it is, Adam does not",
-                   alt="Two SGD paths follow the ridge to the saddle point and leave to opposite sides. The two Adam paths lie on each other and "
-                       "leave to the same side at once.")
+walks = {}
+for name in ("SGD", "Adam"):
+    for where, y0 in (("above", 1e-3), ("below", -1e-3)):
+        paths = surfaces.race(turned, {name: RUNS[name]}, turned.outer((-1, y0)), 450)
+        walks[f"{name}, {where} the ridge"] = paths[name]
+plots.contour_race(turned, walks, title="Turned by 30°: SGD knows its side, Adam does not",
+                   alt="Two SGD paths follow the ridge to the saddle point and leave to opposite sides. The two Adam "
+                       "paths lie on each other: both leave at once, and to the same side.")
 
 # %% [markdown]
 # Adam's step is close to $\eta\,\mathrm{sign}(g)$, and that does not point down the slope: at 30° it points 15°
@@ -497,7 +523,7 @@ plots.contour_race(turned, walks, title="Turned by 30°: SGD feels on which side
 # A saddle is not everything. Here is a valley with a bend, Rosenbrock's banana made milder: steep across, nearly
 # flat along.
 #
-# **Predict:** which of the seven reach the star within 400 steps? Does it help to divide by the size of the
+# **Predict:** which of the seven reach the star within 300 steps? Does it help to divide by the size of the
 # gradient here?
 
 # %% [markdown] tags=["prediction"]
@@ -508,9 +534,11 @@ runs = {name: (step, {"lr": 1.0 if name == "AdaDelta" else 0.05}) for name, step
 plots.race(surfaces.valley, runs, (-1.2, 2.0), 300, title="Curved valley, 300 steps, lr 0.05")
 
 # %% [markdown]
-# Memory of the direction helps along the valley: momentum, Nesterov and Adam arrive. Size alone does not:
-# AdaGrad's steps shrink too soon, AdaDelta's never grew, and RMSprop's stay as long as the learning rate for
-# ever, so it zigzags.
+# Four of them arrive. Along the floor the gradient is small: momentum and Nesterov add up what there is of it,
+# RMSprop and Adam do not care about its size. RMSprop keeps jumping about the star, because a small gradient does
+# not shorten its steps either. SGD crawls, AdaGrad has slowed down for good, and AdaDelta has not yet got going.
+# No rotation is needed to see that a valley with a bend has no axes at all; dividing by the size of the gradient
+# helps here all the same.
 
 # %% [markdown]
 # ## 8 · `escape_steps`: predict the escape
@@ -560,19 +588,17 @@ check(escape_steps)
 
 # %% tags=["experiment"]
 offsets = [10.0**-k for k in range(1, 13)]
-fig, ax = plots.figure("The closer to the ridge, the later: by a constant, not by a factor", "y₀, offset from the ridge at the start",
-    "steps to escape", size=(7.6, 4.2), alt="Predicted lines and measured marks agree for SGD and momentum: straight lines against the "
-    "logarithm of the offset. RMSprop and Adam are flat.")
-for (name, beta), lr in [(method, lr) for method in (("SGD", 0.0), ("momentum", 0.9)) for lr in (0.01, 0.1)]:
-    look = plots.looks([name])[name]["color"]
-    ax.plot(offsets, [escape_steps(-2.0, lr, y0, 0.5, beta) for y0 in offsets], color=look, linestyle="-" if lr == 0.01 else "--")
-    ax.plot(offsets, [steps_to_escape(METHODS[name], start=(-1, y0), lr=lr) for y0 in offsets], "o", color=look, markersize=5,
-            label=f"{name}, lr {lr}")
-for name in ("RMSprop", "Adam"):
-    ax.plot(offsets, [steps_to_escape(METHODS[name], start=(-1, y0), lr=0.01) for y0 in offsets], ":", label=f"{name}, lr 0.01",
-            **{k: v for k, v in plots.looks([name])[name].items() if k != "linestyle"})
-ax.set(xscale="log", yscale="log")
-ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+fig, ax = plots.figure("Lines: predicted. Marks: counted (lr 0.1)", "y₀, offset from the ridge at the start",
+    "steps to escape", size=(7.6, 4.2), alt="For SGD and momentum the counts lie on the predicted lines, straight "
+    "against the logarithm of the offset. AdaGrad, RMSprop and Adam need the same few steps at any offset.")
+for name, beta in (("SGD", 0.0), ("momentum", 0.9), ("AdaGrad", None), ("RMSprop", None), ("Adam", None)):
+    look = plots.looks([name])[name] | {"linestyle": "none"}
+    counted = [steps_to_escape(METHODS[name], start=(-1, y0), lr=0.1) for y0 in offsets]
+    ax.plot(offsets, counted, label=name, markersize=5, **look)
+    if beta is not None:
+        ax.plot(offsets, [escape_steps(-2.0, 0.1, y0, 0.5, beta) for y0 in offsets], color=look["color"])
+ax.set_xscale("log")
+ax.legend(frameon=False)
 plots.show(fig)
 
 # %% [markdown]
@@ -586,7 +612,7 @@ plots.show(fig)
 # A network with $n$ parameters has a Hessian of $n \times n$ numbers, too many to write down. But the *product*
 # of the Hessian with a vector costs only about two gradients:
 #
-# $$H u = \frac{\partial}{\partial \epsilon} \nabla f(\theta + \epsilon u) \Big|_{\epsilon = 0}.$$
+# $$H u = \nabla_\theta \big( \nabla f(\theta)^\top u \big).$$
 #
 # From such products alone the lowest eigenvalue can be found. Two ways:
 # - **Shifted power iteration.** Multiply by $H$ again and again, and the eigenvalue largest in size wins. If that
@@ -644,12 +670,25 @@ def loss(theta):
     """Cross entropy on all training digits (nats), as a function of all parameters [3466]."""
     pieces = theta.split([s.numel() for s in shapes])
     values = {name: piece.view(s) for name, piece, s in zip(names, pieces, shapes)}
-    return torch.nn.functional.cross_entropy(torch.func.functional_call(net, values, digits.train_x), digits.train_y)
+    logits = torch.func.functional_call(net, values, digits.train_x)  # [1437, 10]
+    return torch.nn.functional.cross_entropy(logits, digits.train_y)
 
-gradient = torch.func.grad(loss)
-hvp_at = lambda theta: lambda u: torch.func.jvp(gradient, (theta,), (u,))[1]  # Hessian times u
 torch.manual_seed(0)
 theta0 = torch.cat([0.02 * torch.randn(s.numel()) if len(s) == 2 else torch.zeros(s.numel()) for s in shapes])
+
+# %% tags=["experiment"]
+def gradient(theta):
+    theta = theta.detach().requires_grad_()
+    return torch.autograd.grad(loss(theta), theta)[0]
+
+def hvp_at(theta):
+    """The function u -> Hessian times u: the derivative of (gradient · u)."""
+    theta = theta.detach().requires_grad_()
+    slope = torch.autograd.grad(loss(theta), theta, create_graph=True)[0]
+    return lambda u: torch.autograd.grad(slope, theta, u, retain_graph=True)[0]
+
+threads = torch.get_num_threads()
+torch.set_num_threads(1)  # small matrices: a second thread would only get in the way
 
 # %% [markdown]
 # **Predict:** for some 300 steps the loss will stay at 2.30, the loss of guessing ($\ln 10$). Is that a place
@@ -660,34 +699,37 @@ theta0 = torch.cat([0.02 * torch.randn(s.numel()) if len(s) == 2 else torch.zero
 # *My prediction:*
 
 # %% [markdown]
-# This takes about 15 seconds: a thousand steps of gradient descent, and your function twice at every fortieth,
+# This takes about 10 seconds: a thousand steps of gradient descent, and your function twice at every fiftieth,
 # for the lowest eigenvalue of $H$ and of $-H$.
 
 # %% tags=["experiment"]
-theta, history, thetas = theta0, {"step": [], "loss": [], "lowest": [], "highest": []}, {}
+theta, thetas, history = theta0, {}, {"step": [], "loss": [], "lowest": [], "highest": []}
 for step in range(1001):
-    if step % 40 == 0:
+    if step % 50 == 0:
         hvp, start = hvp_at(theta), torch.randn(len(theta))
-        lowest, highest = most_negative_curvature(hvp, start, 40)[0], -most_negative_curvature(lambda u: -hvp(u), start, 40)[0]
-        thetas[step] = theta
-        for name, value in (("step", step), ("loss", loss(theta)), ("lowest", lowest), ("highest", highest)):
+        lowest, _ = most_negative_curvature(hvp, start, 40)
+        highest, _ = most_negative_curvature(lambda u: -hvp(u), start, 40)
+        for name, value in (("step", step), ("loss", loss(theta)), ("lowest", lowest), ("highest", -highest)):
             history[name].append(float(value))
+        thetas[step] = theta
     theta = theta - 0.1 * gradient(theta)
 
 # %% tags=["experiment"]
-left, right = plots.figure(columns=2, size=(9.6, 3.8), alt="Left: the loss stays at 2.30 for about 350 steps, then falls. Right: on the plateau "
-    "the lowest eigenvalue is as large in size as the highest; after it the highest is a hundred times larger.")[1]
+fig, (left, right) = plots.figure(columns=2, size=(9.6, 3.8), alt="Left: the loss stays at 2.30 for about 350 steps, then "
+    "falls. Right: on the plateau the lowest eigenvalue is nearly as large in size as the highest; later the highest "
+    "is a hundred times larger.")
 plots.lines({"loss": history["loss"]}, x=history["step"], ax=left, alt="", title="A plateau, then learning",
             xlabel="step of gradient descent, lr 0.1", ylabel="training loss (nats)", marks=False)
-plots.lines({"highest, upwards": history["highest"], "lowest, downwards (minus sign left out)": [-v for v in history["lowest"]]},
+plots.lines({"highest": history["highest"], "lowest, without its minus sign": [-v for v in history["lowest"]]},
             x=history["step"], ax=right, alt="", logy=True, marks=False, title="The ends of the Hessian's spectrum",
             xlabel="step of gradient descent, lr 0.1", ylabel="size of the eigenvalue")
-plots.show(left.figure)
+plots.show(fig)
 
 # %% [markdown]
 # On the plateau the surface bends down as much as it bends up: a saddle region in the plain sense of the word.
 # (Not exactly a saddle *point*: the gradient is about 0.01, small but not zero.) At the end the lowest eigenvalue
-# is still negative, but hundreds of times smaller than the highest: nearly a minimum, in a long flat valley.
+# is still negative, but more than a hundred times smaller than the highest: nearly a minimum, in a long flat
+# valley.
 #
 # Does the network leave *along* the direction that you found? Stand on the plateau at step 200 and look around:
 # along your eigenvector, along the gradient, and along a random direction.
@@ -696,17 +738,23 @@ plots.show(left.figure)
 theta = thetas[200]
 _, way_out = most_negative_curvature(hvp_at(theta), torch.randn(len(theta)))
 slope, random = gradient(theta), torch.randn(len(theta))
+slope, random = slope / slope.norm(), random / random.norm()
 far = torch.linspace(-2, 2, 41)
-looks = {"along the eigenvector": way_out, "along the gradient": slope / slope.norm(), "a random direction": random / random.norm()}
-plots.lines({name: [loss(theta + a * u).item() for a in far] for name, u in looks.items()}, x=far, marks=False,
-            title="The view from the plateau, at step 200", xlabel="distance along the direction", ylabel="training loss (nats)",
-            alt="The loss along three lines through the plateau. Along the eigenvector it falls to both sides, along a random direction it is flat.")
-print(f"cosine of the gradient with the eigenvector at step 200: {abs(way_out @ slope / slope.norm()):.2f}; "
-      f"two random directions would have about {len(theta)**-0.5:.2f}")
+views = {name: [loss(theta + a * u).item() for a in far] for name, u in
+         {"along the eigenvector": way_out, "along the gradient": slope, "a random direction": random}.items()}
+plots.lines(views, x=far, marks=False, title="The view from the plateau, at step 200", ylabel="training loss (nats)",
+            xlabel="distance along the direction", alt="The loss along three lines. Along the eigenvector and along "
+            "the gradient it falls steeply to one side and rises to the other; along a random direction it is flat.")
+print(f"cosine of gradient and eigenvector: {abs(way_out @ slope):.2f}; of two random directions: about {len(theta)**-0.5:.2f}")
 
 # %% [markdown]
+# Eigenvector and gradient tell nearly the same story (their sign is a matter of convention), and a random
+# direction tells none: most of the 3466 dimensions are flat. The curve is no clean parabola, because by step 200
+# the network is already sliding. At step 0 the gradient has almost nothing of this direction. It *grows* into it,
+# as $y$ does on the toy saddle.
+#
 # If that is the way out, a push along it should shorten the wait, and a push of the same length in a random
-# direction should not.
+# direction should do little.
 #
 # **Predict:** the plateau lasts some 370 steps (until the loss is below 2.2). How long after a push of length 0.5
 # at the start along the eigenvector found *there*?
@@ -717,13 +765,18 @@ print(f"cosine of the gradient with the eigenvector at step 200: {abs(way_out @ 
 # %% tags=["experiment"]
 _, first_way_out = most_negative_curvature(hvp_at(theta0), torch.randn(len(theta0)))
 curves = {}
-for name, push in {"no push": 0 * random, "random push": random / random.norm(), "push along the eigenvector": first_way_out}.items():
+for name, push in {"no push": 0 * random, "random push": random, "push along the eigenvector": first_way_out}.items():
     theta, curves[name] = theta0 + 0.5 * push, []
     for step in range(450):
         curves[name].append(loss(theta).item())
         theta = theta - 0.1 * gradient(theta)
-plots.lines(curves, title="A push in the right direction", xlabel="step of gradient descent, lr 0.1", ylabel="training loss (nats)",
-            marks=False, alt="Training loss. A random push changes nothing; a push of the same length along the eigenvector ends the plateau earlier.")
+plots.lines(curves, title="A push in the right direction", xlabel="step of gradient descent, lr 0.1", marks=False,
+            ylabel="training loss (nats)", alt="A random push ends the plateau a little earlier; a push of the same "
+            "length along the eigenvector ends it after about a hundred steps instead of 370.")
+
+# %% [markdown]
+# The eigenvector is the way out. On the network's plateau, waiting means what it means on the toy saddle: the
+# small part of $\theta$ that lies along the escape direction has to grow from almost nothing.
 
 # %% [markdown]
 # ## Turn a real network
@@ -743,21 +796,42 @@ plots.lines(curves, title="A push in the right direction", xlabel="step of gradi
 
 # %% tags=["experiment"]
 n = len(theta0)
-rotation = torch.linalg.qr(torch.randn(n, n))[0]  # [3466, 3466], about a second
+rotation = torch.linalg.qr(torch.randn(n, n))[0]  # [3466, 3466], takes about a second
 fixed_length_step = lambda p, g, state, lr: (p - lr * n**0.5 * g / g.norm(), state)
-settings = {"SGD, lr 1": (sgd_step, 1.0, None), "Adam, lr 0.001": (adam_step, 1e-3, None),
-            "Adam, turned": (adam_step, 1e-3, rotation), "fixed length, lr 0.001": (fixed_length_step, 1e-3, None)}
-curves = {}
-for name, (step, lr, turn) in settings.items():
-    point, state, curves[name] = (theta0 if turn is None else turn.T @ theta0), {}, []
-    for k in range(160):
+
+def descend(step, lr, turn=None, steps=180):
+    """The training loss at each step, in the network's own coordinates or in turned ones."""
+    point, state, losses = (theta0 if turn is None else turn.T @ theta0), {}, []
+    for _ in range(steps):
         theta = point if turn is None else turn @ point
-        curves[name].append(loss(theta).item())
         slope = gradient(theta)
+        losses.append(loss(theta).item())
         point, state = step(point, slope if turn is None else turn.T @ slope, state, lr=lr)
-plots.lines(curves, title="A real plateau does not care about the axes", xlabel="step", ylabel="training loss (nats)", marks=False,
-            alt="Training loss. Adam, Adam in turned coordinates and gradient descent with steps of fixed length leave the plateau at about the "
-                "same step and fall together; SGD at lr 1 leaves at about the same time and falls later.")
+    return losses
+
+# %% tags=["experiment"]
+curves = {"SGD, lr 0.3": descend(sgd_step, 0.3), "Adam, lr 0.001": descend(adam_step, 1e-3),
+          "Adam, turned": descend(adam_step, 1e-3, rotation), "fixed length, lr 0.001": descend(fixed_length_step, 1e-3)}
+plots.lines(curves, title="This plateau does not care about the axes", xlabel="step", ylabel="training loss (nats)",
+            marks=False, alt="Adam, Adam in turned coordinates and gradient descent with steps of fixed length leave the "
+            "plateau at about step 25 and fall together; SGD at lr 0.3 leaves after 120 steps.")
+
+# %% [markdown]
+# That is the opposite of what the toy saddle showed. Is it luck, or the learning rate? The full run has five
+# networks, five rotations and many learning rates:
+
+# %% tags=["experiment"]
+left_at = claims.full_run("11_saddle_points")["plateau"]["below 1"]  # method -> learning rate -> steps for each seed
+curves, bands = {}, {}
+for name in ("Adam", "Adam, turned", "RMSprop", "RMSprop, turned", "fixed length"):
+    rates = [lr for lr, steps in left_at[name].items() if None not in steps]
+    steps = torch.tensor([left_at[name][lr] for lr in rates]).float()  # [rates, seeds]
+    curves[name] = ([float(lr) for lr in rates], steps.median(1).values)
+    bands[name] = (steps.amin(1), steps.amax(1))
+plots.lines(curves, bands=bands, logx=True, logy=True, title="Full run: 5 networks, median (band: all)",
+            xlabel="learning rate", ylabel="steps until the loss is below 1", alt="Steps to leave the plateau against "
+            "the learning rate: " + "; ".join(f"{name} {ys.tolist()} at {xs}" for name, (xs, ys) in curves.items()) + ".")
+
 
 # %% [markdown]
 # ### Question (2 points)
@@ -797,28 +871,38 @@ for name in ("SGD", "AdaGrad", "Adam"):
     errors[name] = []
     for lr in rates:
         torch.manual_seed(0)
-        run = train.train(models.MLP((784, 128, 10)), mnist, optimizer=METHODS[name], lr=lr, epochs=3, progress=False)
-        errors[name].append(1 - run.final_accuracy)
+        model = models.MLP((784, 128, 10))
+        trained = train.train(model, mnist, optimizer=METHODS[name], lr=lr, epochs=3, progress=False)
+        errors[name].append(1 - trained.final_accuracy)
 widths = {name: 0.5 * sum(e <= 2 * min(row) for e in row) for name, row in errors.items()}
 print("decades within twice the best error:", widths)
 
 # %% tags=["experiment"]
 full = claims.full_run("11_saddle_points")["sensitivity"]
 long = {name: full["784-128-10"][name] for name in errors}
-left, right = plots.figure(columns=2, size=(10.4, 4), alt="Test error against the learning rate for SGD, AdaGrad and Adam: your run and the full run. "
-    "All three are U-shaped; Adam's and AdaGrad's are wider than SGD's.")[1]
+fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt="Test error against the learning rate for SGD, AdaGrad "
+    "and Adam, your run and the full run. All curves are valleys; Adam's and AdaGrad's are wider than SGD's.")
 words = {"xlabel": "learning rate", "ylabel": "test error (share)", "logx": True, "logy": True, "alt": ""}
-plots.lines(errors, x=rates, ax=left, title=f"Yours: 3 epochs, 1 seed", **words)
+plots.lines(errors, x=rates, ax=left, title="Yours: 3 epochs, 1 seed", **words)
 plots.lines({name: row["error"] for name, row in long.items()}, x=full["rates"], ax=right, marks=False,
             bands={name: (row["low"], row["high"]) for name, row in long.items()},
             title="Full run: 5 epochs, 7 seeds (band: all)", **words)
-plots.show(left.figure)
+plots.show(fig)
 
 # %% tags=["experiment"]
-long = {name: full["784-128-10"][name]["width"]["2"] for name in ("SGD", "momentum", "AdaGrad", "RMSprop", "Adam")}
-plots.bars({name: w[0] for name, w in long.items()}, intervals={name: tuple(w[1:]) for name, w in long.items()}, form="{:.2f}",
-           title="Full run: how wide is the range of good learning rates?", xlabel="decades within twice the best error (line: 95% interval)",
-           alt=f"Width in decades, mean and 95% interval: {long}.")
+widest = {name: full["784-128-10"][name]["width"]["2"] for name in ("SGD", "momentum", "AdaGrad", "RMSprop", "Adam")}
+plots.bars({name: w[0] for name, w in widest.items()}, intervals={name: tuple(w[1:]) for name, w in widest.items()},
+           form="{:.2f}", title="Full run: how wide is the range of good learning rates?",
+           xlabel="decades within twice the best error (line: 95% interval)",
+           alt=f"Width in decades, mean and 95% interval: {widest}.")
+
+# %% [markdown]
+# In the full run SGD works over 1.3 decades of learning rates (95% interval 1.2 to 1.4) and Adam over 2.3 (2.1 to
+# 2.6): wider by one decade, a factor of ten (0.7 to 1.3 decades). In a deeper network, 784-64-64-64-10, by 1.35
+# decades (1.2 to 1.5). So far the text is right. Two remarks. AdaGrad and RMSprop are as wide as Adam in the
+# first network (2.2 each): dividing by the size of the gradient does it, and Adam can claim only what it adds in
+# the deeper one (0.5 decades more than AdaGrad). And *wider* is not *better*: at their best rates all five end
+# within a percentage point of each other, 5.5 to 6.1% error.
 
 
 # %% [markdown]
@@ -827,7 +911,8 @@ plots.bars({name: w[0] for name, w in long.items()}, intervals={name: tuple(w[1:
 # Adam is quick at the start, SGD often ends better, so a late switch from one to the other should give both. To
 # judge that one has to ask what else the switch does: it also changes the length of the steps. The fair opponent
 # is Adam with a *lower learning rate* from the same moment on. Here is one quick run each; the full run has
-# twenty seeds, two tasks, and learning rates chosen on held-back training data.
+# twelve seeds, two tasks (mnist5k, and `glyphs`: 62 kinds of printed characters), and learning rates chosen on
+# held-back training data.
 #
 # **Predict:** best final accuracy: Adam to the end, momentum to the end, the switch, or Adam with a lower rate?
 # (About 10 seconds.)
@@ -836,35 +921,48 @@ plots.bars({name: w[0] for name, w in long.items()}, intervals={name: tuple(w[1:
 # *My prediction:*
 
 # %% tags=["experiment"]
-def phases(*parts):
-    """Train the same network through (step, lr, epochs), one after the other; the joined history."""
+def run(*parts):
+    """Train the same network through (step, lr, epochs), one part after the other; the joined history."""
     torch.manual_seed(1)
     model = models.MLP((784, 128, 10))
-    runs = [train.train(model, mnist, optimizer=step, lr=lr, epochs=epochs, eval_every=31, seed=k, progress=False)
+    done = [train.train(model, mnist, optimizer=step, lr=lr, epochs=epochs, eval_every=62, seed=k, progress=False)
             for k, (step, lr, epochs) in enumerate(parts)]
-    return sum(runs[1:], runs[0])
+    return sum(done[1:], done[0])
 
-runs = {"Adam": phases((adam_step, 3e-3, 9), (adam_step, 3e-3, 3)), "momentum": phases((momentum_step, 0.2, 12)),
-        "Adam, then momentum": phases((adam_step, 3e-3, 9), (momentum_step, 0.05, 3)),
-        "Adam, then lower rate": phases((adam_step, 3e-3, 9), (adam_step, 3e-4, 3))}
-plots.lines({name: (run.eval_steps, 1 - run.accuracy) for name, run in runs.items()}, logy=True, marks=False,
-            title="Switch after 9 of 12 epochs: one run each", xlabel="step", ylabel="test error (share)",
-            alt=f"Final test errors: { {name: round(1 - run.final_accuracy, 3) for name, run in runs.items()} }.")
+# %% tags=["experiment"]
+late = 9 * 62  # steps in nine epochs
+switched = {"Adam": run((adam_step, 3e-3, 12)), "momentum": run((momentum_step, 0.2, 12)),
+        "Adam, then momentum": run((adam_step, 3e-3, 9), (momentum_step, 0.05, 3)),
+        "Adam, then lower rate": run((adam_step, lambda step: 3e-3 if step < late else 3e-4, 12))}
+plots.lines({name: (h.eval_steps, 100 * (1 - h.accuracy)) for name, h in switched.items()},
+            title="A change after 9 of 12 epochs: one run each", xlabel="step", ylabel="test error (%)",
+            alt="Final test errors: " + ", ".join(f"{name} {1 - h.final_accuracy:.1%}" for name, h in switched.items()) + ".")
 
 # %% tags=["experiment"]
 full = claims.full_run("11_saddle_points")["switch"]
-arms = ["momentum alone", "SGD alone", "Adam, momentum from 75%", "Adam, SGD from 75%", "Adam, lower rate from 75%"]
-fig, ax = plots.figure("Full run, 20 seeds: better than Adam alone, by how much?", "difference in test accuracy to Adam alone (percentage points)",
-    size=(8, 3.6), alt="Differences to Adam alone with 95% intervals: " + "; ".join(
-        f"{arm}, {task}: {100 * full[task][arm]['minus Adam alone'][0]:+.2f}" for task in ("mnist5k", "glyphs62") for arm in arms) + ".")
-for j, task in enumerate(("mnist5k", "glyphs62")):
-    mean, low, high = (100 * torch.tensor([full[task][arm]["minus Adam alone"] for arm in arms])).T
-    ax.errorbar(mean, torch.arange(5) + 0.2 * j, xerr=torch.stack([mean - low, high - mean]), fmt=plots.MARKS[j], capsize=3, label=task)
+arms = ["Adam, momentum from 75%", "Adam, SGD from 75%", "Adam, lower rate from 75%", "momentum alone",
+        "momentum, lower rate from 75%"]
+gains = {task: 100 * torch.tensor([full[task][arm]["minus Adam alone"] for arm in arms])
+         for task in ("mnist5k", "glyphs62")}
+fig, ax = plots.figure(f"Full run, {full['seeds']} seeds: better than Adam alone, by how much?",
+    "gain in test accuracy over Adam alone (percentage points; line: 95% interval)", size=(8, 3.6),
+    alt="; ".join(f"{arm}: {gains['mnist5k'][k, 0]:+.2f} and {gains['glyphs62'][k, 0]:+.2f}" for k, arm in enumerate(arms)))
+for j, (task, gain) in enumerate(gains.items()):  # gain: [arms, (mean, low, high)]
+    mean, low, high = gain.T
+    ax.errorbar(mean, torch.arange(5) + 0.2 * j, xerr=torch.stack([mean - low, high - mean]), fmt=plots.MARKS[j],
+                color=plots.PALETTE[j], capsize=3, label=task)
 ax.axvline(0, color=plots.INK, linestyle=":")
 ax.set_yticks(range(5), arms)
 ax.invert_yaxis()
-ax.legend()
+ax.legend(frameon=False)
 plots.show(fig)
+
+# %% [markdown]
+# On mnist5k nothing differs. On the harder task the late switch is worth 1.9 points of accuracy over Adam alone
+# (95% interval 1.5 to 2.4), which looks like a success, until you see what merely lowering Adam's rate at the
+# same moment gives: 1.8. Seed by seed the switch gains 0.1 more than that (−0.05 to 0.3): nothing that this
+# experiment can tell from zero. What helps is the shorter step, not the other method. And the best of all, by
+# another two and a half points, is momentum from the start with a lower rate at the end.
 
 
 # %% [markdown]
@@ -926,18 +1024,22 @@ class FlatAdam:
         self.flat.copy_(moved)
 
 # %% tags=["experiment"]
-runs = {}
-for name, optimizer in {"adam_step on each tensor": adam_step, "FlatAdam": FlatAdam, "torch.optim.Adam": torch.optim.Adam}.items():
+optimizers = {"adam_step on each tensor": adam_step, "FlatAdam": FlatAdam, "torch.optim.Adam": torch.optim.Adam}
+curves = {}
+for name, optimizer in optimizers.items():
     torch.manual_seed(0)
-    deep = models.MLP([64] + [32] * 20 + [10], torch.tanh)  # 42 tensors, most of them tiny
-    runs[name] = train.train(deep, digits, optimizer=optimizer, lr=2e-3, steps=800, eval_every=100, progress=False)
-plots.lines({f"{name}: {run.seconds:.1f} s": (run.eval_seconds, 1 - run.accuracy) for name, run in runs.items()},
-            title="The same training, in less time", xlabel="seconds of training", ylabel="test error (share)", logy=True,
-            alt=f"Test error against time: {', '.join(f'{name} {run.seconds:.1f} s' for name, run in runs.items())} for the same 800 steps.")
+    deep = models.MLP([64] + [32] * 12 + [10], norm=torch.nn.LayerNorm)  # 50 tensors, most of them tiny
+    run = train.train(deep, digits, optimizer=optimizer, lr=2e-3, steps=500, progress=False)
+    smooth = run.losses.view(50, 10).mean(1)
+    curves[f"{name}: {run.seconds:.1f} s"] = (torch.linspace(0, run.seconds, 50), smooth)
+plots.lines(curves, marks=False, title="The same 500 steps, in less time", xlabel="seconds of training",
+            ylabel="training loss (nats)", alt=f"Training loss against time; 500 steps took: {', '.join(curves)}.")
 
 # %% [markdown]
-# The runs end at the same error, because they take the same steps up to rounding. The whole training gains less
-# than the step alone: forward and backward pass have their own dispatch, and no optimiser can save that.
+# The runs take the same steps up to rounding, and rounding is soon magnified: the curves are alike, not equal.
+# The whole training gains less than the step alone does. Forward and backward pass have a dispatch of their own,
+# which no optimiser can save. (The baseline `torch.optim.Adam` loops over the tensors too on a CPU; on a GPU it
+# would use its grouped form by itself.)
 
 # %% [markdown]
 # ## How fast?
@@ -956,31 +1058,42 @@ speed(flat_adam_step)
 # %% tags=["experiment"]
 import functools
 
+torch.set_num_threads(threads)  # all cores again
+
 @functools.cache
 def tensors(size, count=200):
-    make = lambda *shape: [torch.rand(shape) for _ in range(count)]
-    each = [{"m": m, "v": v, "t": 5} for m, v in zip(make(size), make(size))]
-    return make(size), make(size), each, {"m": torch.rand(count * size), "v": torch.rand(count * size), "t": 5}
+    many = lambda: [torch.rand(size) for _ in range(count)]
+    states = [{"m": m, "v": v, "t": 5} for m, v in zip(many(), many())]
+    return many(), many(), states, {"m": torch.rand(count * size), "v": torch.rand(count * size), "t": 5}
 
-loop = lambda params, grads, each, whole: [adam_step(p, g, s) for p, g, s in zip(params, grads, each)]
-flat = lambda params, grads, each, whole: flat_adam_step(params, grads, whole)
+loop = lambda params, grads, states, whole: [adam_step(p, g, s) for p, g, s in zip(params, grads, states)]
+flat = lambda params, grads, states, whole: flat_adam_step(params, grads, whole)
 sizes = [64, 256, 1024, 4096, 16384, 65536]
-measured = {size: timing.compare(flat, loop, lambda seed: tensors(size), seconds=1.5, device="cpu") for size in sizes}
-limit = {size: 200 * size * 7 * 4 / timing.memory_bandwidth("cpu") for size in sizes}
+measured = [timing.compare(flat, loop, lambda seed: tensors(size), seconds=1.5, device="cpu") for size in sizes]
+limit = [200 * size * 7 * 4 / timing.memory_bandwidth("cpu") for size in sizes]  # seconds
 
 # %% tags=["experiment"]
-left, right = plots.figure(columns=2, size=(10.4, 4), alt="Left: the flat step's advantage falls from "
-    f"{measured[64].ratio:.0f} at 64 numbers a tensor to {measured[65536].ratio:.1f} at 65,536. Right: the loop's time is flat "
-    "until thousands of numbers a tensor; the flat step's time grows with the size.")[1]
-plots.lines({"loop / flat": [measured[s].ratio for s in sizes]}, x=sizes, ax=left, alt="", logx=True, logy=True, limits={"no gain": 1},
-            bands={"loop / flat": ([measured[s].low for s in sizes], [measured[s].high for s in sizes])},
+fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt="Left: the flat step's advantage falls from "
+    f"{measured[0].ratio:.0f} at 64 numbers a tensor to {measured[-1].ratio:.1f} at 65,536. Right: the loop's time is "
+    "flat until thousands of numbers a tensor; the flat step's time grows with the size.")
+plots.lines({"loop / flat": [r.ratio for r in measured]}, x=sizes, ax=left, alt="", logx=True, logy=True,
+            bands={"loop / flat": ([r.low for r in measured], [r.high for r in measured])}, limits={"no gain": 1},
             title="The advantage melts (band: 95%)", xlabel="numbers in each of 200 tensors", ylabel="times faster")
-plots.lines({"loop": [1e3 * measured[s].baseline_seconds for s in sizes], "flat": [1e3 * measured[s].candidate_seconds for s in sizes],
-             "limit: move the bytes once": [1e3 * limit[s] for s in sizes]}, x=sizes, ax=right, alt="", logx=True, logy=True,
+plots.lines({"loop": [1e3 * r.baseline_seconds for r in measured], "flat": [1e3 * r.candidate_seconds for r in measured],
+             "limit: move the bytes once": [1e3 * t for t in limit]}, x=sizes, ax=right, alt="", logx=True, logy=True,
             title="Where the time goes", xlabel="numbers in each of 200 tensors", ylabel="time of one step (ms)")
-plots.show(left.figure)
-per_call = measured[64].baseline_seconds / (200 * 14)
-print(f"loop, 64 numbers: {timing.duration(measured[64].baseline_seconds)}, so about {timing.duration(per_call)} for each of its 2800 operations")
+plots.show(fig)
+per_operation = timing.duration(measured[0].baseline_seconds / (200 * 15))
+print(f"loop, 64 numbers a tensor: {timing.duration(measured[0].baseline_seconds)}, about {per_operation} an operation")
+
+# %% [markdown]
+# On the left the loop's time does not depend on the size at all: it is made of dispatch. There the flat step wins
+# by the number of calls that it saves, less what joining and splitting cost. On the right dispatch no longer
+# matters, and the advantage is not just gone, it turns into a loss: the loop does its fifteen operations on one
+# small tensor while that lies in the cache, the flat step drags tens of megabytes through the memory fifteen
+# times. What repairs both is one pass over everything, with all operations done while a number is in a register:
+# a *fused* kernel, close to the dotted line. On a GPU, whose launches cost more and whose memory is faster, the
+# left part reaches much further to the right.
 
 
 # %% [markdown]
@@ -991,21 +1104,24 @@ print(f"loop, 64 numbers: {timing.duration(measured[64].baseline_seconds)}, so a
 # common learning rates (for all seven, so AdaDelta too), from the same start, axes aligned and turned by 45°.
 
 # %% tags=["experiment"]
-rates = (0.01, 0.1, 1.0)
-found = {(name, lr, degrees): steps_to_escape(step, degrees, lr=lr, most=10_000)
-         for name, step in METHODS.items() for lr in rates for degrees in (0, 45)}
-panels = plots.figure("Steps to escape, from (-1, 0.001)", columns=3, size=(12, 4.4), alt="Steps to escape by method, learning rate and turn: " + "; ".join(
-    f"{name}, lr {lr}, {degrees}°: {steps}" for (name, lr, degrees), steps in found.items()) + ".")[1]
-for lr, ax in zip(rates, panels):
-    plots.bars({f"{degrees}°": {name: found[name, lr, degrees] for name in METHODS} for degrees in (0, 45)}, ax=ax, log=True,
-               title=f"lr {lr}", xlabel="steps", alt="")
-plots.show(panels[0].figure)
+found = {}
+for name, step in METHODS.items():
+    for lr in (0.01, 0.1, 1.0):
+        for degrees in (0, 45):
+            found[name, lr, degrees] = steps_to_escape(step, degrees, lr=lr, most=10_000)
+spoken = "; ".join(f"{name}, lr {lr:g}, {degrees}°: {steps}" for (name, lr, degrees), steps in found.items())
+fig, panels = plots.figure("Steps to escape, from (-1, 0.001)", columns=2, size=(10, 4.6), alt=f"Steps to escape. {spoken}.")
+for lr, ax in zip((0.01, 0.1), panels):
+    groups = {f"{degrees}°": {name: found[name, lr, degrees] for name in METHODS} for degrees in (0, 45)}
+    plots.bars(groups, ax=ax, log=True, title=f"learning rate {lr}", xlabel="steps", alt="", form="{:,.0f}")
+plots.show(fig)
+print("at learning rate 1:", ", ".join(f"{name} {found[name, 1.0, 0]}" for name in METHODS), "(aligned)")
 
 # %% [markdown]
 # "Which learning rate escapes best?" is a poor question: a huge one leaves in one step and never comes back. So
 # ask for more than leaving. The saddle $x^2 - y^2 + y^4/4$ has a floor, with a minimum on either side of the
-# ridge. How many steps until a method is within 0.01 of a minimum *and stays there*, with the best of eight
-# learning rates? (About 10 seconds.)
+# ridge. How many steps until a method is within 0.01 of a minimum *and stays there* until step 800, with the best
+# of eight learning rates? (About 5 seconds.)
 #
 # **Predict:** the order of the seven.
 
@@ -1013,24 +1129,48 @@ plots.show(panels[0].figure)
 # *My prediction:*
 
 # %% tags=["experiment"]
-def steps_to_settle(step, lr, degrees, most=600):
+def bounded_race(name, lr, degrees, most=800):
+    """The step from which the method stays within 0.01 of a minimum, and its distance to the nearest one."""
     surface = surfaces.rotated(surfaces.bounded_saddle, degrees)
-    path = surfaces.race(surface, {"": (step, {"lr": lr})}, surface.outer(START), most)[""]
-    return surfaces.settled_step(path, surface.minima, 0.01) or math.inf
+    path = surfaces.race(surface, {name: (METHODS[name], {"lr": lr})}, surface.outer(START), most)[name]
+    settled = surfaces.settled_step(path, surface.minima, 0.01)
+    return math.inf if settled is None else settled, torch.cdist(path, surface.minima).amin(1)
 
 rates = (0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.6, 1.0)
-settled = {f"{degrees}°": {name: min(steps_to_settle(step, lr, degrees) for lr in rates) for name, step in METHODS.items()}
+settled = {f"{degrees}°": {name: min(bounded_race(name, lr, degrees)[0] for lr in rates) for name in METHODS}
            for degrees in (0, 45)}
-plots.bars(settled, log=True, title="Within 0.01 of the minimum, and staying", missing="not within 600", width=8,
-           xlabel="steps, best of eight learning rates", alt=f"Steps to settle: {settled}.")
+plots.bars(settled, log=True, title="Within 0.01 of the minimum, and staying", missing="not by step 800", width=8,
+           form="{:,.0f}", xlabel="steps, best of eight learning rates", alt=f"Steps to settle: {settled}.")
+
+# %% [markdown]
+# Why is RMSprop, the fastest to leave, among the last to settle? Watch it at a learning rate at which it leaves
+# at once.
 
 # %% tags=["experiment"]
-turns = [("axes aligned", 0), ("turned by 45°", 45)]
-said = lambda names, lr: "; ".join(f"{where}: " + ", ".join(f"{n} {found[n, lr, degrees]}" for n in names) for where, degrees in turns)
-claims.show("11-sgd-stalls", measured=said(["SGD"], 0.01))
-claims.show("11-momentum-late", measured=said(["momentum", "Nesterov"], 0.01))
-claims.show("11-adaptive-at-once", measured=said(["AdaGrad", "RMSprop", "AdaDelta", "Adam"], 0.01))
+rates = {"SGD": 0.3, "AdaGrad": 1.0, "RMSprop": 0.03, "Adam": 0.2}
+distances = {name: bounded_race(name, lr, 0, 1000)[1].clamp(min=1e-6) for name, lr in rates.items()}
+plots.lines(distances, logy=True, marks=False, limits={"settled": 0.01}, xlabel="step",
+            title="RMSprop arrives, rests, and breaks out again", ylabel="distance to the nearest minimum",
+            alt="Distance to the nearest minimum. SGD, AdaGrad and Adam fall below 0.01 and stay there. RMSprop is there "
+                "after 50 steps, breaks out to 0.1 at step 360, and again and again.")
+
+# %% [markdown]
+# Near the minimum the gradient is small, and RMSprop forgets that it was ever large: $s$ shrinks, the effective
+# rate $\eta / \sqrt{s}$ grows, until the step is too long for the curvature and throws it out. What helps it to
+# leave a flat place also drives it from the flat place where it should stay. (AdaGrad, which never forgets, is
+# safe from this; Adam is not, in a longer run. That is one reason to lower the learning rate in the end.)
+
+# %% tags=["experiment"]
+def counted(*names, lr=0.01):
+    """The escapes counted above, in words."""
+    turn = lambda degrees: ", ".join(f"{name} {found[name, lr, degrees]}" for name in names)
+    return f"{turn(0)} steps; turned by 45°: {turn(45)} (lr {lr})"
+
+claims.show("11-sgd-stalls", measured=counted("SGD"))
+claims.show("11-momentum-late", measured=counted("momentum", "Nesterov"))
+claims.show("11-adaptive-at-once", measured=counted("AdaGrad", "RMSprop", "AdaDelta", "Adam"))
 claims.show("11-adam-less-sensitive", measured=", ".join(f"{name} {w:g} decades" for name, w in widths.items()))
+claims.show("11-switch-to-sgd", measured=", ".join(f"{n}: {1 - h.final_accuracy:.1%} error" for n, h in switched.items()))
 
 # %% [markdown]
 # ### Question (3 points)
@@ -1038,6 +1178,23 @@ claims.show("11-adam-less-sensitive", measured=", ".join(f"{name} {w:g} decades"
 # Is the claim right? Write five to eight sentences. Say for which methods it holds in your measurements and for
 # which it does not; what the learning rate, the turn of the axes and the start have to do with it; and whether
 # what matters on the toy saddle also matters on the plateau of the real network. Use your numbers.
+
+# %% [markdown] tags=["written"] points=3 name="claim"
+# In part. SGD does not stall, it is slow: 314 steps at a learning rate of 0.01, 35 at 0.1, and a start a thousand
+# times closer to the ridge costs a constant more (349 or 38 steps), as the formula says. Momentum (65) and
+# Nesterov (61) leave five times sooner than SGD and are the first of all when the saddle is turned by 45°. Of the
+# adaptive three only RMSprop leaves at once at a rate of 0.01 (6 steps, because its first steps are ten learning
+# rates long); AdaGrad needs 322 and AdaDelta 476, and AdaDelta 24 at its own default of 1. At 0.1 AdaGrad needs
+# 6, so the answer depends on a number that means different things in different methods.
+#
+# Turned by 45° RMSprop needs 100, Adam 280, AdaDelta 7426 and AdaGrad 9171 steps: the advantage over momentum is
+# gone. But 45° is the worst case (at 30° RMSprop needs 25), and without the steep slope ($x_0 = 0$) nothing is
+# lost. If the method also has to arrive and stay, AdaGrad is best (6 steps at its best rate), then Nesterov and
+# SGD (about 15); Adam and momentum need more than 80, and RMSprop breaks out again and again.
+#
+# On the plateau of the real network Adam does leave early, but not because of the axes: in turned coordinates,
+# and with steps of a fixed length in place of all division by coordinates, it takes as many steps. There the
+# whole gradient is small and no steep slope hides the way out.
 
 
 # %% [markdown]
@@ -1064,18 +1221,29 @@ def learn_table(step, lr, steps=300, batch=512):
     table, state, g = torch.zeros(256, 256), {}, torch.Generator().manual_seed(0)
     for _ in range(steps):
         i = torch.randint(len(before), (batch,), generator=g)
-        error = (table[before[i]].softmax(1) - torch.nn.functional.one_hot(after[i], 256)) / batch  # gradient of the scores
-        table, state = step(table, torch.zeros(256, 256).index_add_(0, before[i], error), state, lr=lr)
+        error = (table[before[i]].softmax(1) - torch.nn.functional.one_hot(after[i], 256)) / batch
+        grad = torch.zeros(256, 256).index_add_(0, before[i], error)  # rows of absent bytes stay zero
+        table, state = step(table, grad, state, lr=lr)
     return -table.log_softmax(1)[held[:-1], held[1:]]  # surprise at each held-out byte (nats)
 
 # %% tags=["experiment"]
-best = {"SGD": 100, "momentum": 10, "AdaGrad": 0.5, "RMSprop": 0.03, "Adam": 0.03}
-surprise = {name: learn_table(METHODS[name], lr) for name, lr in best.items()}
+best = {"SGD": 30, "momentum": 10, "AdaGrad": 0.5, "RMSprop": 0.03, "Adam": 0.05}
 kinds = ["below 0.1%", "0.1% to 1%", "above 1%"]
-plots.bars({name: {kind: s[group == k].mean().item() for k, kind in enumerate(kinds)} for name, s in surprise.items()}, width=8,
-           title="Next byte after a rare or a common one", xlabel="mean surprise (nats; untrained: 5.55)", form="{:.2f}",
-           alt="Mean surprise by the share of the byte before: " + "; ".join(
-               f"{name} {[round(s[group == k].mean().item(), 2) for k in range(3)]}" for name, s in surprise.items()) + ".")
+means = {}
+for name, lr in best.items():
+    surprise = learn_table(METHODS[name], lr)
+    means[name] = {kind: surprise[group == k].mean().item() for k, kind in enumerate(kinds)}
+plots.bars(means, width=8, title="How well is the next byte guessed, by the share of the byte before?", form="{:.2f}",
+           xlabel="mean surprise (nats; untrained: 5.55)", alt=f"Mean surprise in nats by share of the byte before: {means}.")
+
+# %% [markdown]
+# Both sentences are about the same fact. SGD has one rate for all rows, and the common bytes limit it: a rate
+# that suits the rare rows makes the common ones explode. AdaGrad's sum grows only when a row is used, so a rare
+# row keeps long steps. RMSprop and Adam do as well here: adaptive methods do not suffer from sparse gradients,
+# they live on them.
+#
+# What might suffer is a method that *forgets*: if a row is silent for longer than its memory, $v$ has faded, and
+# the first new gradient makes a step of several learning rates. Here even the rare bytes are not that rare.
 
 
 # %% [markdown]

@@ -1,0 +1,171 @@
+"""How fast is grading? The same class graded by this project, by stock nbgrader, and in one warm process.
+
+    python benchmarks/grading.py                 40 submissions of lab 11; the table
+    python benchmarks/grading.py --class 300     a whole class with its timing jobs, against an estimate made beforehand
+
+Stock nbgrader executes whole notebooks, experiments included; so it is also measured on notebooks without them. Both
+stock runs use a sample of the class, since they take minutes each.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+LAB = "11_saddle_points"
+
+
+def make_class(lab, size: int, folder: Path, seed: int = 0) -> Path:
+    """`size` submissions: each makes up to three of the known mistakes, one in ten leaves half unwritten."""
+    from autograder.demo import fill, mistake_source, reference_sources, write_class
+    draw = random.Random(seed)
+    reference = reference_sources(lab)
+    names = [m.name for m in lab.specification.mistakes]
+    notebooks = {}
+    for number in range(size):
+        sources = dict(reference)
+        for name in draw.sample(names, draw.randrange(4)):
+            exercise, source = mistake_source(lab, name)
+            sources[exercise] = source
+        if draw.random() < 0.1:
+            sources = {name: sources[name] for name in list(sources)[:len(sources) // 2]}
+        notebooks[f"student_{number:03}"] = fill(lab.released, sources)
+    return write_class(folder, notebooks, lab)
+
+
+def ours(submissions: list, out: Path, *, speed: bool, jobs: int = 0) -> float:
+    """Wall seconds for the whole class, start of the workers included."""
+    from autograder.grade import grade
+    start = time.perf_counter()
+    with Progress(transient=True) as bar:
+        task = bar.add_task("grading", total=len(submissions))
+        grade(LAB, submissions, out, speed=speed, jobs=jobs, root=ROOT, progress=lambda _: bar.advance(task))
+    return time.perf_counter() - start
+
+
+def warm_process(lab, submissions: list) -> float:
+    """Seconds a submission for the same tests in this very process, without any isolation: what checking itself costs."""
+    from course.spec.run import run, warm_up
+    from course.spec.student import Local, Student
+    os.environ["TRAINFAST_JUDGED"] = "1"
+    warm_up()
+    lab.reference, lab.recordings, lab.specification
+    start = time.perf_counter()
+    for submission in submissions:
+        namespace: dict = {"__name__": "__main__"}
+        for cell in lab.cells(submission.path):
+            try:
+                exec(compile(cell.source, "<cell>", "exec"), namespace)
+            except Exception:
+                pass
+        run(lab.specification, Student(Local(namespace)), seed=secrets.randbits(31), recordings=lab.recordings, reference=lab.reference)
+    return (time.perf_counter() - start) / len(submissions)
+
+
+def stock(lab, submitted: Path, sample: int, folder: Path, *, experiments: bool) -> float:
+    """Seconds a submission of nbgrader's own autograde, as it comes, over the first `sample` submissions."""
+    import nbformat
+    course = folder / ("stock" if experiments else "stock_without_experiments")
+    topic = lab.topic
+    released = strip(lab.released, experiments)
+    for target, notebook in [("source", released)]:
+        (course / target / LAB).mkdir(parents=True)
+        nbformat.write(notebook, course / target / LAB / f"{topic}.ipynb")
+    for path in sorted(submitted.glob(f"*/{LAB}/{topic}.ipynb"))[:sample]:
+        place = course / "submitted" / path.parent.parent.name / LAB
+        place.mkdir(parents=True)
+        nbformat.write(strip(nbformat.read(path, as_version=4), experiments), place / f"{topic}.ipynb")
+    # Students' checks need the visible tests; they find them through the installed course.
+    (course / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'stock'\nc.ExecutePreprocessor.timeout = 600\n"
+                                               "c.Execute.timeout = 600\nc.ClearSolutions.enforce_metadata = False\n")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment.pop("TRAINFAST_JUDGED", None)
+    run = lambda *command: subprocess.run([sys.executable, "-m", "nbgrader", *command, LAB], cwd=course, env=environment, capture_output=True, text=True)
+    made = run("generate_assignment", "--create")
+    if made.returncode:
+        raise SystemExit(f"nbgrader generate_assignment failed:\n{made.stderr[-2000:]}")
+    start = time.perf_counter()
+    run("autograde", "--create")
+    return (time.perf_counter() - start) / sample
+
+
+def strip(notebook, experiments: bool):
+    """The notebook, without its experiments if so wanted."""
+    notebook = copy.deepcopy(notebook)
+    if not experiments:
+        notebook.cells = [c for c in notebook.cells if "experiment" not in c.metadata.get("tags", [])]
+    return notebook
+
+
+def compare(size: int, sample: int, json_file: Path | None) -> None:
+    from autograder.grade import find_submissions, physical_cores
+    from autograder.judge import Lab
+    lab = Lab(ROOT, LAB)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        submitted = make_class(lab, size, folder)
+        submissions = find_submissions(LAB, [submitted])
+        mine = ours(submissions, folder / "results", speed=False) / size
+        one = ours(submissions, folder / "results_one", speed=False, jobs=1) / size
+        warm = warm_process(lab, submissions)
+        bare = stock(lab, submitted, sample, folder, experiments=False)
+        full = stock(lab, submitted, 1, folder, experiments=True)
+    rows = [("autograder grade, all cores", mine, full / mine), ("autograder grade, one core", one, full / one),
+            ("the same tests in one warm process, nothing isolated", warm, full / warm),
+            (f"stock nbgrader autograde ({sample} of the class), experiments taken out", bare, full / bare),
+            ("stock nbgrader autograde (1 of the class), whole notebook", full, 1.0)]
+    table = Table(title=f"{size} submissions of {LAB}, correctness, {physical_cores()} cores", title_justify="left")
+    for column in ("", "seconds a submission", "times faster than stock"):
+        table.add_column(column, justify="left" if not column else "right")
+    for words, seconds, ratio in rows:
+        table.add_row(words, f"{seconds:.2f}", f"{ratio:.1f}")
+    console = Console()
+    console.print(table)
+    console.print(f"Overhead of isolation and judging on one core: {one - warm:.2f} s a submission (wanted: at most 0.5).")
+    console.print(f"Faster than stock without experiments: {bare / mine:.1f} times (wanted: at least 10, on whole notebooks {full / mine:.0f}).")
+    if json_file:
+        json_file.write_text(json.dumps({words: seconds for words, seconds, _ in rows}, indent=1) + "\n")
+
+
+def whole_class(size: int) -> None:
+    """Predict from a few submissions, then grade all, with speed targets."""
+    from autograder.grade import find_submissions
+    from autograder.judge import Lab
+    lab, console = Lab(ROOT, LAB), Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        submissions = find_submissions(LAB, [make_class(lab, size, folder)])
+        few = submissions[:8]
+        first = ours(few[:2], folder / "warm", speed=True)
+        more = ours(few, folder / "few", speed=True)
+        each = max(more - first, 0.1) / (len(few) - 2)
+        estimate = first + each * (size - 2)
+        console.print(f"Estimate for {size} submissions: {estimate / 60:.1f} minutes ({each:.2f} s each).")
+        took = ours(submissions, folder / "results", speed=True)
+        console.print(f"It took {took / 60:.1f} minutes ({took / size:.2f} s each), {took / estimate:.0%} of the estimate.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--class", dest="size", type=int, default=0, help="grade a class of this size with its timing jobs")
+    parser.add_argument("--submissions", type=int, default=40)
+    parser.add_argument("--stock", type=int, default=3, help="submissions that stock nbgrader grades")
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    if arguments.size:
+        whole_class(arguments.size)
+    else:
+        compare(arguments.submissions, arguments.stock, arguments.json)
