@@ -10,7 +10,16 @@
 `autograder grade` writes gradebook.db and autograded/ by these settings too. A lab's speed target that could not be
 measured counts nothing, and the formgrader asks for a person.
 """
+import os
+import sys
+import warnings
+
 c = get_config()  # noqa: F821: nbgrader defines it
+
+# nbgrader calls alembic, which lies beside Python, also where that environment is not activated.
+if (here := os.path.dirname(sys.executable)) not in os.environ["PATH"].split(os.pathsep):
+    os.environ["PATH"] = here + os.pathsep + os.environ["PATH"]
+warnings.filterwarnings("ignore", "Object of type <Submitted")  # nbgrader's own queries, three times a submission
 
 c.CourseDirectory.course_id = "trainfast"
 c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "feedback"]

@@ -188,7 +188,7 @@ class _Process:
         self._lock, self._talking = threading.Lock(), threading.Lock()  # of the list; of the socket
         self._errors = tempfile.TemporaryFile()
         self._control, theirs = socket.socketpair()
-        self._control.settimeout(120)
+        self._control.settimeout(300)  # the import of torch on a busy machine
         self._popen: subprocess.Popen | None = None
         started = threading.Event()
         arguments = [*command, str(theirs.fileno()), mode, str(uid if drops else -1)]

@@ -102,12 +102,12 @@ FILES = {"doubling.py": SCRIPT, "test_visible.py": VISIBLE, "test_hidden.py": HI
 PYPROJECT = '[tool.trainfast]\nrepository = "https://github.com/someone/course"\n'
 
 
-@pytest.fixture
-def small_course(tmp_path: Path):
-    """`small_course({file: (old, new)})` writes a repository with the lab 11_doubling, with these edits; a string
+@pytest.fixture(scope="session")
+def write_course():
+    """`write_course(folder, {file: (old, new)})` writes a repository with the lab 11_doubling, with these edits; a string
     instead of a pair is the whole file, None leaves it out. Returns the repository's folder."""
-    def write(edits: dict | None = None) -> Path:
-        root = tmp_path / "course repository"
+    def write(folder: Path, edits: dict | None = None) -> Path:
+        root = folder / "course repository"
         lab = root / "solutions" / "11_doubling"
         lab.mkdir(parents=True, exist_ok=True)
         (root / "pyproject.toml").write_text(PYPROJECT)
@@ -122,3 +122,9 @@ def small_course(tmp_path: Path):
                 (lab / name).write_text(text)
         return root
     return write
+
+
+@pytest.fixture
+def small_course(tmp_path: Path, write_course):
+    """write_course, in this test's own folder."""
+    return lambda edits=None: write_course(tmp_path, edits)

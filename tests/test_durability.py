@@ -463,7 +463,7 @@ def small_class(small_course):
 @linux
 @pytest.mark.slow
 def test_a_class_survives_the_death_of_its_grader_and_then_of_a_worker(small_class):
-    command = [sys.executable, "-m", "autograder.cli", "grade", "11", "submitted", "--jobs", "2", "--no-gradebook"]
+    command = [sys.executable, "-m", "autograder.cli", "grade", "11", "submitted", "--jobs", "1", "--no-gradebook"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     folder = small_class / "results" / LAB
 

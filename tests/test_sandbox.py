@@ -483,7 +483,7 @@ def test_each_child_draws_its_own_random_numbers(server):
 
 # ---------------------------------------------------------------- ends
 
-def gone(pids, seconds=5.0) -> bool:
+def gone(pids, seconds=20.0) -> bool:
     deadline = time.monotonic() + seconds
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -502,25 +502,26 @@ def test_a_fork_server_that_died_is_replaced_at_the_next_fork(server):
     assert server._process is not old
 
 
+DAEMON = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)"
+
+
 def test_closing_ends_everything_at_once(server):
-    code = "import os\nif os.fork() == 0:\n    os.setsid()\nwhile True: pass"
     child = server.fork()
-    child.connection.send("cells", {"cells": [code], "skip": [], "seed": 0})
-    time.sleep(0.2)
+    child.connection.send("cells", {"cells": [DAEMON, "while True: pass"], "skip": [], "seed": 0})
+    child.connection.receive()
     processes = _tree(server._process._popen.pid)
     assert len(processes) >= 4
     server._stop()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in processes)
 
 
-GRADER = """
+GRADER = f"""
     import sys, time
     from autograder.sandbox import ForkServer
     with ForkServer() as server:
         child = server.fork()
-        code = "import os, time\\nif os.fork() == 0:\\n    os.setsid()\\n    time.sleep(1000)\\nwhile True: pass"
-        child.connection.send("cells", {"cells": [code], "skip": [], "seed": 0})
-        time.sleep(0.5)
+        child.connection.send("cells", {{"cells": [{DAEMON!r}, "while True: pass"], "skip": [], "seed": 0}})
+        child.connection.receive()
         print(server.isolation, flush=True)
         if "end" not in sys.argv:
             time.sleep(1000)
