@@ -187,9 +187,9 @@ def cells_of(result: dict) -> dict[str, list[dict]]:
 
 def scores_of(result: dict) -> dict[str, float | None]:
     """Points by grade cell; None where a person has to look, because nothing could be measured."""
-    scores = {}
+    scores, grader_failed = {}, result.get("stamp") == ""  # as grade.py marks what is not the submission's fault
     for cell, tests in cells_of(result).items():
-        judged = [t["points"] for t in tests if t["status"] not in UNMEASURED]
+        judged = [t["points"] for t in tests if t["status"] not in UNMEASURED and not grader_failed]
         scores[cell] = round(sum(judged), 6) if judged else None  # 0.4 + 0.2 + 0.2
     return scores
 

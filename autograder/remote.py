@@ -86,7 +86,9 @@ class Remote:
         except Deadline:
             raise self._lost(f"{name} gave no answer within {seconds:g} seconds. A loop that never ends?", "timeout") from None
         except Closed:
-            raise self._lost(f"{name} ended its process: a crash, too much memory, or an exit call.", "error") from None
+            child = self._child
+            self.close()  # only then the sandbox knows whether it put an end to it, and why
+            raise self._lost(f"{name} ended its process: {child.ended or 'a crash, or an exit call'}.", "error") from None
         except (ProtocolError, NotAValue) as error:
             raise self._lost(f"{name}: {error}.", "error") from None
 
@@ -103,9 +105,9 @@ class Remote:
             raise ProtocolError("a call of a function that was not given")
         try:
             self._child.connection.send("answer", {}, callbacks[index](*args), deadline=deadline)
-        except (Exception) as error:
-            if isinstance(error, (Deadline, ProtocolError)):
-                raise
+        except (Deadline, ProtocolError):
+            raise
+        except Exception as error:
             message = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             self._child.connection.send("raise", {"message": message}, deadline=deadline)
 

@@ -235,7 +235,7 @@ def verify(root: Path, labs: list[str], *, with_mutants: bool = False, robust: i
            progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> dict[str, list[Row]]:
     """The rows of each lab; the long measurements are made first where they are asked for."""
     found = {}
-    with ForkServer() as server:
+    with ForkServer(labs=root / "labs") as server:
         for name in labs:
             verification = Verification(root, name, server)
             if with_mutants:

@@ -75,7 +75,7 @@ def show(name: str, measured: Any = None) -> None:
     if name not in claims:
         raise KeyError(f"no claim {name!r}; this ledger has {', '.join(claims)}")
     claim = claims[name]
-    ours = "; ".join(part for part in (claim.measured, claim.figure) if part)
+    ours = ": ".join(part for part in (claim.figure, claim.measured) if part)
     ours = f"{ours}. {claim.verdict.capitalize()} ({claim.device}, {claim.date})." if ours else f"{claim.verdict.capitalize()}."
     rows = {f"Text {claim.source}": claim.claim, "Course": ours}
     if measured is not None:

@@ -8,7 +8,7 @@ from course.spec.load import SpecError, load
 from course.spec.messages import MAX_LINES
 from course.spec.recordings import Recordings, answers_of, load_recordings, to_bytes
 from course.spec.run import SpecificationBroken, run
-from course.spec.student import Local, Student
+from course.spec.student import Local, Student, StudentError
 
 VISIBLE = '''
 import torch
@@ -143,6 +143,15 @@ def test_every_failure_is_said_in_words(function, words, folder):
     result = judge(folder, function)["test_the_square_is_x_times_x"]
     assert result.points == 0 and words in result.message
     assert len(result.message.splitlines()) <= MAX_LINES
+
+
+def test_writing_into_a_given_dict_is_told_apart_from_changing_a_tensor(folder):
+    def keeps(x):
+        x["seen"] = True
+        return x
+    spec_student = Student(Local({"square": keeps}))
+    with pytest.raises(StudentError, match="build a new dict"):
+        spec_student.square({"v": torch.zeros(1)})
 
 
 def test_a_result_without_gradient_is_noticed(folder):

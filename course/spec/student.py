@@ -35,9 +35,14 @@ class NotWritten(StudentError):
 class ArgumentChanged(StudentError):
     """The function changed one of its arguments although its docstring does not say so."""
 
-    def __init__(self, function: str, where: str):
-        super().__init__(f"{function} changed its argument {where}: the caller's tensor is different after the call. "
-                         "Compute new tensors instead of using in-place operations (+=, mul_, copy_) on what you were given.", "failed")
+    def __init__(self, function: str, argument: str, before: Value, where: str):
+        if type(before) is dict:
+            cure = ("the dict that you were given is different after the call. Do not write into it; "
+                    "build a new dict and return that.")
+        else:
+            cure = ("the caller's tensor is different after the call. Compute new tensors instead of using in-place "
+                    "operations (+=, mul_, copy_) on what you were given.")
+        super().__init__(f"{function} changed its argument {argument}{' at ' + where if where else ''}: {cure}", "failed")
 
 
 @dataclass
@@ -125,7 +130,7 @@ class Function:
         for name, before, after in [*((f"number {i + 1}", a, b) for i, (a, b) in enumerate(zip(call.args, outcome.args))),
                                     *((name, call.kwargs[name], outcome.kwargs.get(name)) for name in call.kwargs)]:
             if not callable(before) and (difference := first_difference(before, after, rtol=0, atol=0)) is not None:
-                raise ArgumentChanged(self.__name__, name + (f" at {difference.where}" if difference.where else ""))
+                raise ArgumentChanged(self.__name__, name, before, difference.where)
         return outcome
 
 

@@ -2,14 +2,15 @@
 
 It runs the functions of the lab that lies beside it: the reference in the course's own repository, yours in a student's.
 Without PART all of them run, one after the other: `escape` and `settle` (the toy saddles), `sensitivity` and
-`faster` (learning rates), `switch` (Adam, then SGD), `plateau` (Hessian and turned network), `rare` and `moments`, `flat` (speed). About an
-hour on two cores.
+`faster` (learning rates), `switch` (Adam, then SGD), `plateau` (Hessian and turned network), `rare` and `moments`, and
+`flat` (speed). About an hour on two cores that others use as well.
 """
 import datetime
 import functools
 import json
 import math
 import os
+import platform
 import re
 import sys
 import time
@@ -22,10 +23,12 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from course import data, models, surfaces, timing, train
+from course import data, device, models, surfaces, timing, train
 
 HERE = Path(__file__).resolve().parent
-DEVICE = f"{os.cpu_count()}-core x86-64 CPU with AVX-512"
+CARD = device.describe()
+DEVICE = f"{CARD.cores}-core {platform.machine().replace('_', '-')} CPU" + next((f" with {name}" for flag, name in (
+    ("amx_tile", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in CARD.cpu_features), "")
 
 
 def lab_functions() -> dict:
@@ -237,7 +240,8 @@ def schedule(task: str, phases: tuple, seed: int, tuning: bool) -> float:
     for k, (name, lr, share) in enumerate(phases):
         if k == 0 or name != phases[k - 1][0]:
             optimizer = Remembering(METHODS[name])
-        history = train.train(model, images, optimizer=optimizer.on, lr=lr, epochs=share * epochs, seed=1000 * k + seed, progress=False)
+        history = train.train(model, images, optimizer=optimizer.on, lr=lr, epochs=share * epochs, seed=1000 * k + seed,
+                              progress=False)
     return history.final_accuracy
 
 
@@ -279,11 +283,13 @@ def switch(seeds: int = 12, tuning_seeds: int = 2) -> dict:
                 arms[f"Adam, {name} from {at:.0%}"] = best([(("Adam", adam, at), (name, lr, 1 - at)) for lr in after[name]])
         # What only lowers the rate at the same moment: does the switch do more than that?
         arms["Adam, lower rate from 75%"] = best([(("Adam", adam, 0.75), ("Adam", adam * f, 0.25)) for f in (0.03, 0.1, 0.3)])
-        arms["momentum, lower rate from 75%"] = best([(("momentum", heavy, 0.75), ("momentum", heavy * f, 0.25)) for f in (0.03, 0.1, 0.3)])
+        arms["momentum, lower rate from 75%"] = best([(("momentum", heavy, 0.75), ("momentum", heavy * f, 0.25))
+                                                      for f in (0.03, 0.1, 0.3)])
         found = iter(each(schedule, [(task, phases, seed, False) for phases in arms.values() for seed in range(seeds)]))
         accuracy = {name: np.array([next(found) for _ in range(seeds)]) for name in arms}
-        result[task] = {name: {"phases": arms[name], "accuracy": interval(a), "minus Adam alone": interval(a - accuracy["Adam alone"])
-                               if name != "Adam alone" else [0, 0, 0]} for name, a in accuracy.items()}
+        result[task] = {name: {"phases": arms[name], "accuracy": interval(a),
+                               "minus Adam alone": interval(a - accuracy["Adam alone"]) if name != "Adam alone" else [0, 0, 0]}
+                        for name, a in accuracy.items()}
         lower = accuracy["Adam, lower rate from 75%"]
         result[task]["switch to momentum minus lower rate, both from 75%"] = interval(accuracy["Adam, momentum from 75%"] - lower)
         result[task]["switch to SGD minus lower rate, both from 75%"] = interval(accuracy["Adam, SGD from 75%"] - lower)
@@ -398,7 +404,8 @@ def rare(seeds: int = 5) -> dict:
     result = {}
     for name, by_rate in found.items():
         lr = min(by_rate, key=lambda rate: np.mean(by_rate[rate], axis=0)[0])
-        result[name] = {"lr": lr, **{kind: interval(v) for kind, v in zip(("all", "rare", "middling", "common"), np.transpose(by_rate[lr]))}}
+        kinds = zip(("all", "rare", "middling", "common"), np.transpose(by_rate[lr]))
+        result[name] = {"lr": lr, **{kind: interval(values) for kind, values in kinds}}
     return {"what": "mean surprise (nats) of the next byte of Python source, 300 steps of 512 pairs, best overall learning rate, "
                     f"{seeds} seeds; rare: after bytes below 0.1% of the text, common: above 1%", "surprise": result}
 

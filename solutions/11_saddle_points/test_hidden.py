@@ -352,7 +352,7 @@ def test_momentum_takes_its_time_to_start_rolling(student, saddle, beta, push):
 
 @exercise("most_negative_curvature", points=3)
 @few
-@given(surface=surfaces(lowest=(0.05, 0.4)))
+@given(surface=surfaces(lowest=st.floats(0.05, 0.4)))
 def test_a_bowl_has_its_flattest_direction(student, surface):
     """The lowest eigenvalue may be positive. Power iteration finds it only after a shift by the largest one."""
     value, v = curvature_found(student, surface)
@@ -362,13 +362,13 @@ def test_a_bowl_has_its_flattest_direction(student, surface):
 
 @exercise("most_negative_curvature", points=3)
 @few
-@given(random=generators(), n=st.integers(1, 8), curvature=st.sampled_from([-2.0, 0.5, 1.0, 300.0]), length=rates)
+@given(random=generators(), n=st.integers(1, 8), curvature=st.sampled_from([-2.0, 0.0, 0.5, 300.0]), length=rates)
 def test_a_surface_equally_curved_everywhere_breaks_nothing(student, random, n, curvature, length):
     """H @ x may be a multiple of x at once: then nothing is left for a next direction, and 0 / 0 must not happen."""
     surface = random_surface(torch.full((n,), curvature, dtype=torch.float64), random)
     on_an_axis = random_surface(torch.full((n,), curvature, dtype=torch.float64), random)
-    on_an_axis.H = curvature * torch.eye(n, dtype=torch.float64)  # no rounding: what is left is zero and not 1e-17
-    on_an_axis.start = length * on_an_axis.H[0]
+    axes = torch.eye(n, dtype=torch.float64)
+    on_an_axis.H, on_an_axis.start = curvature * axes, length * axes[0]  # no rounding: what is left is 0 and not 1e-17
     for each in (surface, on_an_axis):
         value, v = curvature_found(student, each)
         assert_close(value, curvature, "the only eigenvalue", rtol=1e-3)
