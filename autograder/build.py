@@ -19,7 +19,7 @@ from autograder.source import LabSource, load_lab
 from course import syllabus
 from course.spec.load import HIDDEN, MISTAKES, PROBES, VISIBLE, Specification
 
-STAYS = (HIDDEN, MISTAKES, PROBES, "verified.json")
+STAYS = (HIDDEN, MISTAKES, PROBES, "verified.json", "survivors.toml")
 
 
 def contents(folder: Path, root: Path) -> tuple[dict[str, bytes], list[str]]:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from autograder.exchange import exports, imports
+
 
 class _PlainErrors(TyperGroup):
     """An error that the user can mend is one line and exit code 2, without a traceback."""
@@ -26,6 +28,8 @@ class _PlainErrors(TyperGroup):
 
 app = typer.Typer(cls=_PlainErrors, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Build, prove, release and grade the labs of Trainfast.")
+app.add_typer(imports, name="import")
+app.add_typer(exports, name="export")
 Labs = Annotated[list[str] | None, typer.Argument(metavar="[LAB]...", help="Number, name or folder. Default: all labs.")]
 
 

@@ -1,6 +1,7 @@
 """Grades out of nbgrader's gradebook, with marks given by hand and late penalties: as CSV, and as Canvas imports them."""
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable
@@ -34,15 +35,28 @@ class LabGrades:
     by_student: dict[str, Grade]
 
 
-def read_grades(database: Path, lab: str) -> LabGrades:
-    """What the gradebook says of a lab. Raises NoGrades."""
+@contextlib.contextmanager
+def _open(database: Path):
     if not Path(database).is_file():
         raise NoGrades(f"{database}: there is no gradebook; autograder grade writes one.")
-    from nbgrader.api import Gradebook, MissingEntry
+    from nbgrader.api import Gradebook
 
     from autograder.gradebook import put_environment_on_path, quiet
     put_environment_on_path()
-    with quiet(), Gradebook(f"sqlite:///{Path(database).resolve()}") as book:
+    with quiet(), Gradebook(f"sqlite:///{Path(database).resolve()}", "") as book:  # a course named here would be made
+        yield book
+
+
+def graded_labs(database: Path) -> list[str]:
+    """Those that have grades. Raises NoGrades."""
+    with _open(database) as book:
+        return sorted(assignment.name for assignment in book.assignments)
+
+
+def read_grades(database: Path, lab: str) -> LabGrades:
+    """What the gradebook says of a lab. Raises NoGrades."""
+    from nbgrader.api import MissingEntry
+    with _open(database) as book:
         try:
             assignment = book.find_assignment(lab)
         except MissingEntry:
@@ -96,7 +110,7 @@ def as_canvas(lab: LabGrades, roster: dict[str, Student], assignment: str) -> tu
 
 
 def _number(value: float) -> str:
-    return f"{round(value, 2):g}"
+    return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def _text(rows: Iterable[tuple]) -> str:
