@@ -31,8 +31,9 @@ new_enough python3 || python=python3.11
 
 "$python" -m venv "$root/venv"
 # torch without CUDA: Gradescope has no GPU, and that is a tenth of the size.
-"$root/venv/bin/pip" install --quiet --disable-pip-version-check --extra-index-url https://download.pytorch.org/whl/cpu \\
-    -c "$root/source/constraints.txt" -e "$root/source" nbformat
+install() { "$root/venv/bin/pip" install --quiet --disable-pip-version-check -c "$root/source/constraints.txt" "$@"; }
+install --extra-index-url https://download.pytorch.org/whl/cpu torch torchvision
+install -e "$root/source" nbformat
 """
 RUN = """\
 #!/usr/bin/env bash

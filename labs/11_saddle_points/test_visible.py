@@ -381,7 +381,7 @@ class Surface:
 
     def __init__(self, eigenvalues: Tensor, mirror: Tensor, share: Tensor):
         axes = torch.eye(len(mirror), dtype=mirror.dtype) - 2 * torch.outer(mirror, mirror) / (mirror @ mirror)
-        self.H = axes @ torch.diag(eigenvalues) @ axes.T
+        self.H = axes * eigenvalues @ axes.T
         self.start = axes @ share  # a share of every eigenvector, so that no method is unlucky with its start
         self.lowest, self.width = float(eigenvalues.min()), float(eigenvalues.max() - eigenvalues.min())
         self.calls = 0
@@ -448,7 +448,7 @@ def test_the_direction_has_length_one_and_that_curvature(student, surface):
 
 @exercise("most_negative_curvature", points=3)
 @few
-@given(random=generators(), n=st.integers(30, 40), max_calls=st.integers(5, 15))
+@given(random=generators(), n=st.integers(16, 24), max_calls=st.integers(5, 12))
 def test_hvp_is_called_no_more_often_than_allowed(student, random, n, max_calls):
     """Every product counts, also one that is only there to get the eigenvalue or the shift."""
     surface = random_surface(2 * torch.rand(n, generator=random).double() - 1, random)

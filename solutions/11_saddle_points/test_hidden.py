@@ -362,17 +362,18 @@ def test_a_bowl_has_its_flattest_direction(student, surface):
 
 @exercise("most_negative_curvature", points=3)
 @few
-@given(random=generators(), n=st.integers(1, 8), curvature=st.sampled_from([-2.0, 0.0, 0.5, 300.0]), length=rates)
-def test_a_surface_equally_curved_everywhere_breaks_nothing(student, random, n, curvature, length):
+@given(random=generators(), n=st.integers(1, 8), length=rates)
+def test_a_surface_equally_curved_everywhere_breaks_nothing(student, random, n, length):
     """H @ x may be a multiple of x at once: then nothing is left for a next direction, and 0 / 0 must not happen."""
-    surface = random_surface(torch.full((n,), curvature, dtype=torch.float64), random)
-    on_an_axis = random_surface(torch.full((n,), curvature, dtype=torch.float64), random)
     axes = torch.eye(n, dtype=torch.float64)
-    on_an_axis.H, on_an_axis.start = curvature * axes, length * axes[0]  # no rounding: what is left is 0 and not 1e-17
-    for each in (surface, on_an_axis):
-        value, v = curvature_found(student, each)
-        assert_close(value, curvature, "the only eigenvalue", rtol=1e-3)
-        assert_close(float(v.norm()), 1.0, "the length of the eigenvector", rtol=0, atol=1e-3)
+    for curvature in (-2.0, 0.0, 300.0):
+        surface = random_surface(torch.full((n,), curvature, dtype=torch.float64), random)
+        on_an_axis = random_surface(torch.full((n,), curvature, dtype=torch.float64), random)
+        on_an_axis.H, on_an_axis.start = curvature * axes, length * axes[0]  # no rounding: what is left is 0, not 1e-17
+        for each in (surface, on_an_axis):
+            value, v = curvature_found(student, each)
+            assert_close(value, curvature, "the only eigenvalue", rtol=1e-3)
+            assert_close(float(v.norm()), 1.0, "the length of the eigenvector", rtol=0, atol=1e-3)
 
 
 @exercise("most_negative_curvature", points=2)
