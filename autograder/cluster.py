@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from autograder.jobs import Job, lab_of, work
+from autograder.ledger import specification_stamp
 from course.spec.load import SpecError
 
 IN_FLIGHT = 2       # jobs a worker: the one it does and the next one
@@ -100,7 +101,6 @@ class Cluster:
 
 @lru_cache(maxsize=8)
 def _stamp(root: Path, lab: str) -> str:
-    from autograder.grade import specification_stamp
     return specification_stamp(root, lab)
 
 
@@ -112,7 +112,7 @@ _stamps: dict[tuple[Path, str], str] = {}
 
 def work_there(job: Job, data: bytes | None, stamp: str) -> dict | str:
     """As work(), with the notebook's compressed bytes, and this machine's copy of the course."""
-    from autograder.grade import ROOT, specification_stamp
+    from autograder.grade import ROOT
     with _one_at_a_time, tempfile.TemporaryDirectory(prefix="trainfast-") as folder:
         root = job.root if (job.root / "solutions" / job.lab).is_dir() else ROOT
         here = specification_stamp(root, job.lab)

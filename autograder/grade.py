@@ -1,17 +1,15 @@
 """`autograder grade`: a class of submissions, in parallel, into results/LAB/STUDENT.json; a table and the gradebook follow."""
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autograder.jobs import Job, grade_repaired, lab_of, not_judged, unjudged  # noqa: F401: nbgrader_plugin.py imports from here
-from autograder.results import Regrading, merge, read_json, result_path, write_json
+from autograder.jobs import Job, grade_repaired, unjudged  # noqa: F401: nbgrader_plugin.py imports the last two from here
+from autograder.ledger import Ledger, specification_stamp
 
 ROOT = Path(__file__).resolve().parent.parent
-STAMP = 16      # hexadecimal digits
 LOOKS = {"deferred": "on a GPU", "inconclusive": "alone"}   # what is tried once more when all others are done, and how
 
 
@@ -73,58 +71,22 @@ def grade(lab: str, submissions: list[Submission], out: Path, *, jobs: int = 0, 
     `scheduler` is the address of a Dask cluster. Returns the results as dicts, in the submissions' order.
     Raises CannotWrite, and SandboxError where isolation is required and cannot be had.
     """
-    stamp, folder = specification_stamp(root, lab), Path(out) / lab
-    stamps = {s.student: stamp + file_stamp(s.path) + ("" if speed else " without speed") for s in submissions}
-    regrading = None
-    if regrade or exercises:
-        regrading = Regrading(folder, {"students": sorted(stamps), "exercises": exercises, "stamp": stamp})
-    results, todo, faults = {}, [], []
-
-    def save(job: Job, answer: dict | str, replaced: Callable[[dict], bool] | None = None, **marks) -> None:
-        if isinstance(answer, str):  # not kept as finished: the next time it is judged again
-            faults.append(job)
-            answer, marks = not_judged(job, answer), {"stamp": ""}
-        result = {**(merge(results[job.student], answer, replaced) if replaced else answer), **marks}
-        write_json(result_path(out, lab, job.student), result)
-        results[job.student] = result
-
-    for s in submissions:
-        kept = {"stamp": "", "isolation": "", "error": "", **(read_json(result_path(out, lab, s.student)) or {})}
-        # What was handed in, and how much of it was judged, has not changed since then.
-        same = kept["stamp"][STAMP:] == stamps[s.student][STAMP:]
-        same = same and not (require_isolation and kept["isolation"].startswith("not isolated"))
-        if same and (kept.get("regrading") == regrading.id if regrading else kept["stamp"] == stamps[s.student]):
-            results[s.student] = kept
-            progress(kept)
-            continue
-        part = exercises and same and not kept["error"]
-        if part:
-            results[s.student] = kept
-        todo.append(Job(root, lab, s.student, s.path, tuple(exercises) if part else None, speed, require_isolation))
-
+    blank = [Job(root, lab, s.student, s.path, speed=speed, require_isolation=require_isolation) for s in submissions]
+    ledger = Ledger(out / lab, blank, specification_stamp(root, lab), regrade, tuple(exercises or ()))
+    todo = ledger.unfinished()
+    for result in ledger.results.values():
+        progress(result)
     with _workers(scheduler, min(jobs or physical_cores(), len(todo) or 1)) as workers:
-        marks = {"looks": [], "regrading": regrading.id if regrading else ""}
         for job, answer in workers.run(todo):
-            if job.exercises is None:
-                save(job, answer, **marks, stamp=stamps[job.student])
-            else:  # the stamp stays: what it says of the other exercises' tests may be out of date
-                save(job, answer, lambda test: test["exercise"] in job.exercises, **marks)
-            progress(results[job.student])
+            progress(ledger.save(job, answer))
         for status, look in LOOKS.items():
             if look == "on a GPU" and not workers.gpus:
                 continue
-            due = {}
-            for s in submissions:
-                tests = [test for test in results[s.student]["tests"] if test["status"] == status]
-                if tests and look not in results[s.student].get("looks", []):
-                    named = tuple(sorted({test["exercise"] for test in tests}))
-                    due[Job(root, lab, s.student, s.path, named, True, require_isolation, bool(workers.gpus))] = {test["name"] for test in tests}
+            due = [replace(job, gpu=bool(workers.gpus)) for job in ledger.due(status, look)]
             for job, answer in workers.run(due, at_a_time=1 if look == "alone" else None):
-                if isinstance(answer, dict):
-                    save(job, answer, lambda test: test["name"] in due[job], looks=[*results[job.student].get("looks", []), look])
-    if regrading and not faults:
-        regrading.done()
-    return [results[s.student] for s in submissions]
+                ledger.save_look(job, answer, status, look)
+    ledger.close()
+    return [ledger.results[s.student] for s in submissions]
 
 
 def _workers(scheduler: str, here: int):
@@ -133,25 +95,6 @@ def _workers(scheduler: str, here: int):
         return Cluster(scheduler)
     from autograder.pool import Pool
     return Pool(here)
-
-
-def file_stamp(path: Path) -> str:
-    """Changes when the file changes; what cannot be read has one too, and its own line in the report."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:STAMP]
-    except OSError as error:
-        return type(error).__name__
-
-
-def specification_stamp(root: Path, lab: str) -> str:
-    """Changes when the lab's code, tests or mistakes change: results from before are not kept. Its prose may change."""
-    from autograder.source import judged_cells, load_lab_source
-    from course.spec.load import HIDDEN, MISTAKES, VISIBLE
-    folder = root / "solutions" / lab
-    parts = [cell.source.encode() for cell in judged_cells(load_lab_source(folder))]
-    parts += [(folder / name).read_bytes() for name in (VISIBLE, HIDDEN, MISTAKES) if (folder / name).is_file()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:STAMP]
 
 
 def physical_cores() -> int:

@@ -58,7 +58,9 @@ def write_zip(root: Path, lab: str, out: Path, hidden: str = "after_published") 
     points, deferred = sum(test.points for test in spec.tests), sum(target.points for target in spec.speeds if target.requires())
     points += sum(target.points for target in spec.speeds) - deferred
     return [f"wrote {out}. It holds the hidden tests and the solutions of {lab}: for Gradescope only.",
-            f"In Gradescope, give the assignment {points:g} autograder points; students hand in {lab[3:]}.ipynb."]
+            f"In Gradescope, give the assignment {points:g} autograder points; students hand in {lab[3:]}.ipynb.",
+            "If Gradescope's container forbids namespaces, a submission is not isolated there and could read these files: "
+            "what each run prints, for instructors only, says so."]
 
 
 def _files(root: Path, lab: str) -> Iterator[tuple[str, bytes]]:
@@ -110,7 +112,7 @@ def as_results(result: dict, hidden: str) -> dict:
                       "status": "passed" if test["status"] == "passed" else "failed", "output": test["message"],
                       "visibility": hidden if test["hidden"] else "visible"})
     words = [result["error"], *(f"{note}." for note in result["notes"])]
-    return {"score": result["score"], "execution_time": round(result["seconds"]), "output": "\n".join(filter(None, words)),
+    return {"score": round(result["score"], 6), "execution_time": round(result["seconds"]), "output": "\n".join(filter(None, words)),
             "visibility": "visible", "stdout_visibility": "hidden", "tests": tests,
             "extra_data": {key: result[key] for key in ("max_score", "device", "isolation", "seed")}}
 

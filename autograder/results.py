@@ -4,8 +4,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -91,35 +90,3 @@ def read_json(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def result_path(out: Path, lab: str, student: str) -> Path:
-    return Path(out) / lab / f"{student}.json"
-
-
-def merge(kept: dict, new: dict, stale: Callable[[dict], bool]) -> dict:
-    """The kept result with those verdicts replaced that are stale, by the new ones of that kind."""
-    fresh = [test for test in new["tests"] if stale(test)]
-    at = next((i for i, test in enumerate(kept["tests"]) if stale(test)), len(kept["tests"]))
-    tests = [test for test in kept["tests"][:at] if not stale(test)] + fresh + [test for test in kept["tests"][at:] if not stale(test)]
-    counted = [test for test in tests if test["status"] != "deferred"]
-    isolation = kept["isolation"] if kept["isolation"].startswith("not isolated") else new["isolation"]
-    return {**kept, **{key: new[key] for key in ("error", "notes", "device")}, "isolation": isolation, "tests": tests,
-            "score": sum(test["points"] for test in counted), "max_score": sum(test["max_points"] for test in counted),
-            "seconds": round(kept["seconds"] + new["seconds"], 3), "peak_bytes": max(kept["peak_bytes"], new["peak_bytes"])}
-
-
-class Regrading:
-    """A command that judges anew what has results already; after a kill, the same command goes on where it was.
-
-    A result belongs to it when it carries its id, which stands in a file until everything is done.
-    """
-
-    def __init__(self, folder: Path, what: dict):
-        self._file = Path(folder) / ".regrading"
-        before = read_json(self._file) or {}
-        self.id = before["id"] if before.get("what") == what else secrets.token_hex(8)
-        write_json(self._file, {"id": self.id, "what": what})
-
-    def done(self) -> None:
-        self._file.unlink(missing_ok=True)

@@ -19,12 +19,13 @@ import psutil
 import pytest
 
 from autograder import grade as grading
+from autograder import ledger, results, timing
 from autograder import pool as pools
-from autograder import results, timing
 from autograder.cli import app
 from autograder.grade import NothingToGrade, Submission, grade, known_exercises, only
 from autograder.jobs import Job
-from autograder.results import Busy, CannotWrite, Regrading, merge, one_writer, read_json, write_atomically
+from autograder.ledger import merge
+from autograder.results import Busy, CannotWrite, one_writer, read_json, write_atomically
 from course.spec.run import Result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,7 +197,7 @@ def here(monkeypatch):
     workers = Here()
     monkeypatch.setattr(grading, "_workers", lambda scheduler, jobs: workers)
     monkeypatch.setattr(grading, "specification_stamp", lambda root, lab: workers.verdicts.get("stamp", "a" * 16))
-    monkeypatch.setattr(grading, "not_judged", lambda job, reason: {
+    monkeypatch.setattr(ledger, "not_judged", lambda job, reason: {
         "student": job.student, "lab": job.lab, "error": reason, "notes": [], "tests": [], "device": "", "isolation": "", "score": 0.0,
         "max_score": 3.0, "seconds": 0.0, "seed": 0, "peak_bytes": 0})
     return workers
