@@ -94,3 +94,12 @@ def test_nan_equals_nan_and_nothing_else():
 @given(values)
 def test_a_brief_fits_on_a_line(value):
     assert "\n" not in brief(value).replace("\\n", "") and len(brief(value)) < 140
+
+
+@pytest.mark.parametrize("infinity", [float("inf"), float("-inf")])
+def test_infinity_equals_itself_and_nothing_else(infinity):
+    for wrap in (float, lambda x: torch.tensor([x])):
+        assert first_difference(wrap(infinity), wrap(infinity)) is None
+        assert first_difference(wrap(infinity), wrap(5.0)) is not None
+        assert first_difference(wrap(5.0), wrap(infinity)) is not None
+        assert first_difference(wrap(infinity), wrap(-infinity)) is not None

@@ -167,7 +167,8 @@ def _same_scalar(expected: Value, got: Value, rtol: float, atol: float) -> bool:
     if isinstance(got, Tensor) and got.numel() == 1 and type(expected) in (int, float, bool):
         got = got.item()
     if type(expected) is float and type(got) in (int, float):
-        return (math.isnan(expected) and math.isnan(got)) or expected == got or abs(got - expected) <= atol + rtol * abs(expected)
+        return (math.isnan(expected) and math.isnan(got)) or expected == got or (
+            math.isfinite(expected) and abs(got - expected) <= atol + rtol * abs(expected))
     if type(expected) in (int, bool) and type(got) in (int, float, bool):
         return expected == got
     return type(expected) is type(got) and expected == got
@@ -185,7 +186,7 @@ def _tensor_difference(expected: Tensor, got: Value, rtol: float, atol: float, w
     a, b = expected.detach().cpu(), got.detach().cpu()
     if a.is_floating_point():
         a, b = a.double(), b.double()
-        same = ((a - b).abs() <= atol + rtol * a.abs()) | (a == b) | (a.isnan() & b.isnan())
+        same = ((a - b).abs() <= atol + rtol * a.abs()) & a.isfinite() | (a == b) | (a.isnan() & b.isnan())
     else:
         same = a == b
     if bool(same.all()):
