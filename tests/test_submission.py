@@ -198,6 +198,6 @@ def test_grading_exits_with_3_if_a_submission_was_unreadable(tmp_path, monkeypat
     from autograder import cli
     (tmp_path / "ada.ipynb").write_text(TEXT)
     result = {"student": "ada", "score": 0, "max_score": 1, "tests": [], "seconds": 0, "isolation": "", "error": error, "notes": ["repaired"]}
-    monkeypatch.setattr(cli, "_grade", lambda *args: [result])
+    monkeypatch.setattr(cli, "_grade", lambda *args, **options: [result])
     done = CliRunner().invoke(cli.app, ["grade", "11", str(tmp_path)])
     assert done.exit_code == code and "1 of them repaired" in done.output
