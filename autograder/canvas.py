@@ -11,6 +11,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -19,9 +20,9 @@ from autograder.ipynb import MAX_BYTES
 from autograder.results import write_atomically
 from autograder.roster import Student, match_users
 
-FILE = re.compile(r"(?P<name>.*?)_(?P<late>LATE_)?(?P<user>\d+)_(?P<number>\d+)_(?P<title>.+)", re.DOTALL)
+FILE = re.compile(r"(?P<name>.*?)_(?P<late>LATE_)?(?P<user>\d{1,30})_(?P<number>\d{1,30})_(?P<title>.+)", re.DOTALL)
 ANONYMOUS = re.compile(r"(LATE_)?anon_[A-Za-z0-9]+_\d+_.+")
-NOTEBOOK = re.compile(r"(?P<stem>.+?)(-(?P<again>\d+))?( ?\(\d+\))?\.ipynb(\.txt|\.json)?", re.IGNORECASE)
+NOTEBOOK = re.compile(r"(?P<stem>.+?)(-(?P<again>\d{1,9}))?( ?\(\d+\))?\.ipynb(\.txt|\.json)?", re.IGNORECASE)
 
 
 class CanvasError(ValueError):
@@ -33,11 +34,11 @@ class CanvasError(ValueError):
 class Imported:
     """What became of a zip: students by what happened, and a line for each thing that a person must look at."""
     lab: str
+    problems: list[str]
     written: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def import_submissions(archive: Path, roster: dict[str, Student], out: Path, lab
     with opened:
         files, problems = _files(opened)
         topic = _topic(files, labs)
-        found, chosen = Imported(labs[topic], problems=problems), defaultdict(list)
+        found, chosen = Imported(labs[topic], problems), defaultdict(list)
         owners = match_users(roster, {file.user: file.name for file in files})
         for file in files:
             student, problem = owners[file.user]
@@ -89,8 +90,7 @@ def import_submissions(archive: Path, roster: dict[str, Student], out: Path, lab
                 continue
             new = _save(Path(out) / student / found.lab, topic, data, when.get(newest.user))
             (found.written if new else found.unchanged).append(student)
-            if any(file.late for file in handed_in):
-                found.late.append(student)
+            found.late += [student] * newest.late
     found.missing = [student for student in roster if student not in chosen]
     return found
 
@@ -113,10 +113,8 @@ def _files(opened: zipfile.ZipFile) -> tuple[list[_File], list[str]]:
     for entry in opened.infolist():
         name = entry.filename
         if not entry.flag_bits & 0x800:  # not said to be UTF-8, and read as if it came from DOS
-            try:
+            with suppress(UnicodeError):
                 name = name.encode("cp437").decode()
-            except UnicodeError:
-                pass
         path = PurePosixPath(name.replace("\\", "/"))
         base = unicodedata.normalize("NFC", path.name)
         match = FILE.fullmatch(base)
@@ -137,10 +135,10 @@ def _files(opened: zipfile.ZipFile) -> tuple[list[_File], list[str]]:
 
 
 def _topic(files: list[_File], labs: dict[str, str]) -> str:
-    stems = (match["stem"].lower() for file in files if (match := NOTEBOOK.fullmatch(file.title)))
-    named = Counter(stem for stem in stems if stem in labs)
     if len(labs) == 1:
         return next(iter(labs))
+    stems = (match["stem"].lower() for file in files if (match := NOTEBOOK.fullmatch(file.title)))
+    named = Counter(stem for stem in stems if stem in labs)
     if not named:
         raise CanvasError(f"No notebook in the archive has the name of a lab's ({', '.join(labs)}). Say which lab it is with --lab.")
     return named.most_common(1)[0][0]

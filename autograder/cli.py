@@ -101,14 +101,14 @@ def _grade(root: Path, lab: str, found: list, out: Path, gradebook: bool = True,
     from rich.progress import Progress
 
     from autograder.grade import grade as grade_class
-    from autograder.results import clear_errors, one_writer
+    from autograder.results import gradebook_errors, one_writer
     with one_writer(out), Progress(transient=True) as bar:
         task = bar.add_task(f"{lab}: grading", total=len(found))
         results = grade_class(lab, found, out / "results", root=root, progress=lambda _: bar.advance(task), **options)
         if gradebook:
             from autograder.gradebook import save_class
             task = bar.add_task("gradebook", total=len(found))
-            with clear_errors(out / "gradebook.db"):
+            with gradebook_errors(out / "gradebook.db"):
                 save_class(root, lab, found, results, out, progress=lambda: bar.advance(task))
     return results
 

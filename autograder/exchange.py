@@ -8,6 +8,8 @@ import typer
 
 imports = typer.Typer(no_args_is_help=True, help="Submissions from elsewhere into submitted/STUDENT/LAB/.")
 exports = typer.Typer(no_args_is_help=True, help="Grades for elsewhere, and labs as autograders of elsewhere.")
+TIMES = "When each was handed in: what CANVAS/api/v1/courses/N/assignments/N/submissions?per_page=100 shows, saved as JSON."
+HIDDEN = "When students see hidden tests' results: visible, after_due_date, after_published, hidden."
 Lab = Annotated[str, typer.Argument(help="Number, name or folder of the lab.")]
 Roster = Annotated[Path, typer.Option(help="CSV: id, name, email, canvas_id, ..., or what Canvas's gradebook exports.")]
 Database = Annotated[Path, typer.Option(help="nbgrader's gradebook, which autograder grade writes.")]
@@ -19,10 +21,11 @@ def _imports() -> None:
 
 
 @imports.command("canvas")
-def import_canvas(archive: Annotated[Path, typer.Argument(metavar="ZIP", help='From "Download Submissions" of the assignment.')], roster: Roster,
+def import_canvas(archive: Annotated[Path, typer.Argument(metavar="ZIP", help='From "Download Submissions" of the assignment.')],
+                  roster: Roster,
                   out: Annotated[Path, typer.Option(help="nbgrader's submitted/ tree.")] = Path("submitted"),
                   lab: Annotated[str, typer.Option(help="Which lab it is, if the files' names do not say it.")] = "",
-                  times: Annotated[Path | None, typer.Option(help="When each was handed in: the JSON of CANVAS/api/v1/courses/N/assignments/N/submissions?per_page=100")] = None) -> None:
+                  times: Annotated[Path | None, typer.Option(help=TIMES)] = None) -> None:
     """Canvas's zip of submissions. Exit code 3 if a person must look at something; all else is imported."""
     from autograder.canvas import import_submissions
     from autograder.roster import load_roster
@@ -30,7 +33,8 @@ def import_canvas(archive: Annotated[Path, typer.Argument(metavar="ZIP", help='F
     labs = {folder.name[3:]: folder.name for folder in find_labs([lab] if lab else [], find_root())}
     found = import_submissions(archive, load_roster(roster), out, labs, times)
     typer.echo(f"{found.lab}: {len(found.written)} notebooks written to {out}, {len(found.unchanged)} were there already.")
-    for words, students in (("Late", found.late), ("Nothing handed in", found.missing)):
+    late = "Late" if times else "Late, and with --times nbgrader knows by how much"
+    for words, students in ((late, found.late), ("Nothing handed in", found.missing)):
         if students:
             typer.echo(f"{words}: {', '.join(students)}")
     for problem in found.problems:
@@ -74,7 +78,7 @@ def export_csv(labs: Annotated[list[str] | None, typer.Argument(metavar="[LAB]..
 
 @exports.command("gradescope")
 def export_gradescope(lab: Lab, out: Annotated[Path | None, typer.Option(help="Default: gradescope_LAB.zip")] = None,
-                      hidden: Annotated[str, typer.Option(help="When students see hidden tests' results: visible, after_due_date, after_published, hidden.")] = "after_published") -> None:
+                      hidden: Annotated[str, typer.Option(help=HIDDEN)] = "after_published") -> None:
     """A lab as a Gradescope autograder: upload the zip there."""
     from autograder.gradescope import VISIBILITIES, write_zip
     from autograder.source import find_root

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,13 +52,26 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def clear_errors(database: Path) -> Iterator[None]:
-    """Inside, a database that cannot be written is a CannotWrite: the disk is full, or it is read-only."""
+def gradebook_errors(database: Path) -> Iterator[None]:
+    """Inside, a gradebook that cannot be written is a CannotWrite; one whose making was cut short is made anew."""
     from sqlalchemy.exc import OperationalError
+    if _half_made(database):
+        database.unlink()
     try:
         yield
     except OperationalError as error:
         raise CannotWrite.at(database, str(error.orig)) from error
+
+
+def _half_made(database: Path) -> bool:
+    """nbgrader writes its version after making the tables; a gradebook without one could not be opened later."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(database).resolve().as_uri()}?mode=rw", uri=True)) as book:
+            tables = {name for name, in book.execute("select name from sqlite_master where type = 'table'")}
+            rows = {name: book.execute(f"select count(*) from {name}").fetchone()[0] for name in tables & {"alembic_version", "assignment"}}
+    except sqlite3.Error:  # there is none, or nbgrader will say what is the matter with it
+        return False
+    return not rows.get("alembic_version") and not rows.get("assignment")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -6,12 +6,12 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import nbformat
@@ -374,8 +374,22 @@ def test_a_gradebook_that_cannot_be_written_is_a_clear_error(tmp_path):
     from sqlalchemy import create_engine, text
     engine = create_engine(f"sqlite:///{tmp_path / 'gradebook.db'}")
     with a_file_may_hold(0), pytest.raises(CannotWrite, match=r"gradebook\.db cannot be written: .+\. Make room"):
-        with results.clear_errors(tmp_path / "gradebook.db"), engine.begin() as connection:
+        with results.gradebook_errors(tmp_path / "gradebook.db"), engine.begin() as connection:
             connection.execute(text("create table marks (student text)"))
+
+
+def test_a_gradebook_whose_making_was_cut_short_is_made_anew_and_no_other(tmp_path):
+    made, path = "create table alembic_version (version_num text); insert into alembic_version values ('1')", tmp_path / "grade book.db"
+    for script, stays in [("create table student (id text)", False), ("create table alembic_version (version_num text)", False),
+                          (made, True), ("create table assignment (id text); insert into assignment values ('a')", True)]:
+        path.unlink(missing_ok=True)
+        with closing(sqlite3.connect(path)) as book:
+            book.executescript(script)
+        with results.gradebook_errors(path):
+            assert path.exists() == stays
+    path.unlink()
+    with results.gradebook_errors(path):
+        assert not path.exists()
 
 
 def test_two_graders_do_not_write_to_one_folder(tmp_path):

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -264,7 +264,7 @@ def test_the_commands_do_it(small_course, tmp_path, database, monkeypatch, roste
     def command(*arguments):
         return CliRunner().invoke(app, [*map(str, arguments)])
     found = command("import", "canvas", "submissions.zip", "--roster", tmp_path / "roster.csv", "--out", "submitted")
-    assert found.exit_code == 3 and "Late: ada\nNothing handed in: ben, cleo, dan\n" in found.output and "eve (Canvas user 999)" in found.output
+    assert found.exit_code == 3 and "by how much: ada\nNothing handed in: ben, cleo, dan\n" in found.output and "eve (Canvas user 999)" in found.output
     assert (root / "submitted" / "ada" / LAB / "doubling.ipynb").read_text() == "ada"
     found = command("export", "canvas", "11", "--roster", tmp_path / "roster.csv", "--assignment", "Doubling (9)", "--gradebook", database)
     assert found.exit_code == 3 and (root / "canvas.csv").read_text().startswith("Student,ID,")
