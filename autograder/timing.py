@@ -25,6 +25,7 @@ from course.timing import ratio_interval
 PICKED = 4
 WINDOW_SECONDS = 0.1    # what the student's window should last, so that the pipe and the clock do not matter
 PAIRS, MAX_UNITS = 12, 256
+MOST_STAGING = 0.9      # of a window: where hardly more is left, the difference of two clocks says nothing
 # One timing at a time on this machine, whoever grades. Not in tempfile's folder, which each worker has another of.
 # The kernel lets go of it when its holder dies.
 LOCK = "/tmp/trainfast-timing.lock"
@@ -84,8 +85,12 @@ def _ratio(target: SpeedTarget, remote: Remote, who: str, baseline: Remote) -> t
         turns = [("student", who, remote, units), ("baseline", "baseline", baseline, base_units)]
         for side, role, process, n in turns if pair % 2 == 0 else reversed(turns):
             staging = _window(target, baseline, "identity", n)
-            times[side].append(max(_window(target, process, role, n) - staging, 1e-9) / n)
+            times[side].append(_net(_window(target, process, role, n), staging) / n)
     return ratio_interval(np.array(times["baseline"]), np.array(times["student"]))
+
+
+def _net(seconds: float, staging: float) -> float:
+    return max(seconds - staging, (1 - MOST_STAGING) * seconds)
 
 
 def _window(target: SpeedTarget, remote: Remote, who: str, units: int) -> float:
