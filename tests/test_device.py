@@ -90,7 +90,7 @@ def test_the_features_of_the_cpu_come_from_proc(no_gpu, monkeypatch):
 
 def test_isolation_is_claimed_only_by_a_self_test(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/bwrap")
-    assert device.describe().isolation == "bubblewrap is installed, not tested yet"
+    assert device.describe().isolation == "isolated with bubblewrap, after a self-test"
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert device.describe().isolation.startswith("not isolated")
     assert device.describe(isolation="isolated (self-test passed)").isolation == "isolated (self-test passed)"

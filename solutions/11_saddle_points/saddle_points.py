@@ -15,7 +15,8 @@
 # | A GPU adds | nothing before "How fast?"; there it makes the same point more strongly |
 #
 # Before each experiment you are asked to **predict** its outcome. Write a line in the cell below the question,
-# then run the experiment. A wrong prediction costs nothing and teaches the most.
+# then run the experiment. A wrong prediction costs nothing and teaches the most. Code that would tell the outcome
+# is folded: run it first, and then open it (a click on the three dots) and play with it.
 
 # %% tags=["setup"]
 import math
@@ -1009,8 +1010,8 @@ plots.show(fig)
 def flat_adam_step(params: list[Tensor], grads: list[Tensor], state: State, lr: float = 1e-3, beta1: float = 0.9,
                    beta2: float = 0.999, eps: float = 1e-8) -> tuple[list[Tensor], State]:
     """Adam for a list of tensors of any shapes, all in one buffer: the same result as `adam_step` on each tensor,
-    in about ten tensor operations altogether. Returns the new parameters, in their shapes, and the state
-    (m and v as flat buffers, and t). All tensors have one dtype and device.
+    with the arithmetic done once, on all numbers together. Returns the new parameters, in their shapes, and the
+    state (m and v as flat buffers, and t). All tensors have one dtype and device.
     """
     ### BEGIN SOLUTION
     flat = torch.cat([p.flatten() for p in params])
