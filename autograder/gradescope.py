@@ -55,7 +55,7 @@ def write_zip(root: Path, lab: str, out: Path, hidden: str = "after_published") 
             archive.writestr(entry, data)
     from course.spec.load import load
     spec = load(root / "solutions" / lab, hidden=True)
-    points, deferred = sum(test.points for test in spec.tests), sum(target.points for target in spec.speeds if target.requires())
+    points, deferred = sum(test.points for test in spec.tests if not test.requires()), sum(target.points for target in spec.speeds if target.requires())
     points += sum(target.points for target in spec.speeds) - deferred
     return [f"wrote {out}. It holds the hidden tests and the solutions of {lab}: for Gradescope only.",
             f"In Gradescope, give the assignment {points:g} autograder points; students hand in {lab[3:]}.ipynb.",

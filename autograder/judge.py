@@ -112,7 +112,7 @@ def explain_missing(results: list[Result], cells: list[CodeCell], errors: dict[i
     """Where a function is missing because its cell failed, say how the cell failed."""
     for index, error in errors.items():
         for result in results:
-            if cells[index].name == result.exercise and result.status != "passed":
+            if cells[index].name == result.exercise and result.status not in ("passed", "deferred"):
                 result.status = "timeout" if "did not end" in error else "error"
                 result.message = f"The cell that defines {result.exercise} {_verb(error)}"
                 result.mistake = ""

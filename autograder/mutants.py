@@ -82,6 +82,7 @@ def _context(root: Path, lab_name: str):
 
 def killed(root: Path, lab_name: str, mutant: Mutant) -> bool:
     """Does any test of the exercise reject the mutant?"""
+    from autograder.source import execute
     from course.spec.run import run
     from course.spec.student import Local, Student
     lab, reference = _context(root, lab_name)
@@ -92,7 +93,7 @@ def killed(root: Path, lab_name: str, mutant: Mutant) -> bool:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
     try:
-        exec(compile(mutant.source, "<mutant>", "exec"), namespace)
+        execute(mutant.source, "<mutant>", namespace)
         results = run(lab.specification, Student(Local(namespace)), seed=secrets.randbits(31), reference=lab.reference,
                       exercises=[mutant.exercise], stop_early=True)
         return any(r.status != "passed" for r in results)

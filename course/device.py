@@ -110,6 +110,15 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def prepare_triton() -> None:
+    """Without a CUDA GPU Triton shall interpret kernels. It decides that at its first import: call this before.
+
+    (torch's optimizers import Triton too.)
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def slug(card: DeviceCard | None = None) -> str:
     """A short name of the machine for file names: lower-case letters, digits and single hyphens."""
     card = card or describe()

@@ -20,11 +20,13 @@ MARK = {"passed": "passed", "deferred": "deferred", "inconclusive": "inconclusiv
 def show(exercise: str, results: list[Result]) -> None:
     """The verdict of one check: points, and the first failure's message; the other failures by name only."""
     passed, wrong = [r for r in results if r.status == "passed"], [r for r in results if r.status != "passed"]
+    broken = [r for r in wrong if r.status != "deferred"]
+    wrong = broken or wrong
     points, maximum = sum(r.points for r in results), sum(r.max_points for r in results)
     head = f"{exercise}: {len(passed)} of {len(results)} checks pass, {points:g} of {maximum:g} visible points"
     data = {VERDICT: {"exercise": exercise, "points": points, "max_points": maximum, "results": [r.to_dict() for r in results]}}
     others = "" if len(wrong) < 2 else "Also not so: " + "; ".join(statement(r.name) for r in wrong[1:]) + "."
-    if wrong and all("is not written yet" in r.message for r in wrong):
+    if wrong and (not broken or all("is not written yet" in r.message for r in broken)):
         _display(head, [wrong[0].message], "", OPEN, data)
     else:
         _display(head, wrong[0].message.splitlines() if wrong else [], others, BAD if wrong else GOOD, data)

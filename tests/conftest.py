@@ -3,6 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from course.device import prepare_triton
+
+prepare_triton()  # before any test imports Triton
+
 SCRIPT = '''\
 # %% [markdown]
 # # Doubling

@@ -18,13 +18,17 @@ from course.spec.values import Value
 
 @dataclass(frozen=True)
 class Test:
-    """One test of the specification. `points` are earned when it passes."""
+    """One test of the specification. `points` are earned when it passes.
+
+    `requires()` returns None, or the reason why this device cannot judge the test: then it is deferred.
+    """
     name: str
     exercise: str
     points: float
     hint: str           # first paragraph of the docstring: where to look when no known mistake matches
     hidden: bool
     line: int
+    requires: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,10 @@ class SpeedTarget:
     title: str          # first line of the baseline's docstring
 
 
-def exercise(name: str, points: float) -> Callable:
-    """Marks a pytest test as one of exercise `name`. Must be the outermost decorator."""
+def exercise(name: str, points: float, requires: Callable[[], str | None] = lambda: None) -> Callable:
+    """Marks a pytest test as one of exercise `name`; see Test. Must be the outermost decorator."""
     def mark(test: Callable) -> Callable:
-        test.__spec__ = ("test", name, points)
+        test.__spec__ = ("test", name, points, requires)
         return test
     return mark
 
@@ -119,8 +123,8 @@ def declared(module: Any, hidden: bool) -> list[Test | Probe | Mistake | SpeedTa
         if not isinstance(spec, tuple):
             continue
         match spec:
-            case ("test", exercise_name, points):
-                found.append(Test(name, exercise_name, points, first_paragraph(thing), hidden, _line(thing)))
+            case ("test", exercise_name, points, requires):
+                found.append(Test(name, exercise_name, points, first_paragraph(thing), hidden, _line(thing), requires))
             case ("probe", exercise_name):
                 found.append(Probe(name, exercise_name, thing))
             case ("mistake", exercise_name, caught_by):

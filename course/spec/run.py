@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 
+from course.device import prepare_triton
 from course.spec.load import Specification
 from course.spec.messages import compose
 from course.spec.recordings import Match, Recordings
@@ -57,6 +58,9 @@ def run(spec: Specification, student: Student, *, seed: int, recordings: Recordi
     """
     wanted = {test.name: test for test in spec.tests if exercises is None or test.exercise in exercises}
     plugin = _Plugin(spec, wanted, student, reference, recordings, seed)
+    for test in wanted.values():
+        if reason := test.requires():
+            plugin.results[test.name] = Result(test.name, test.exercise, 0, 0, "deferred", f"Deferred: {reason}", hidden=test.hidden)
     output = io.StringIO()
     arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-p", "no:unraisableexception",
                  "-p", "no:threadexception", "-p", "no:warnings", "-c", os.devnull, f"--rootdir={spec.folder}", "--noconftest",
@@ -124,7 +128,7 @@ class _Plugin:
         # A test that the hidden file imports from the visible one is collected twice: run it once.
         first = {}
         for item in items:
-            if item.originalname in self.wanted:
+            if item.originalname in self.wanted and item.originalname not in self.results:
                 first.setdefault(item.originalname, item)
         items[:] = first.values()
         for item in items:
@@ -180,6 +184,7 @@ def _cause(error: BaseException) -> BaseException:
 def warm_up() -> None:
     """Pay once, in the setup cell, for what the first check would otherwise wait for: about two seconds."""
     start = time.perf_counter()
+    prepare_triton()
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo
     with _without_autoloaded_plugins(), contextlib.redirect_stdout(io.StringIO()):
         pytest.main(["-q", "-p", "no:cacheprovider", "--version"])
