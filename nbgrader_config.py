@@ -46,3 +46,4 @@ c.AssignLatePenalties.plugin_class = "autograder.late.LatePenalty"
 c.LatePenalty.percent_per_day = 0
 c.LatePenalty.grace_minutes = 10
 c.LatePenalty.most_percent = 100
+c.LatePenalty.roster = "roster.csv"     # extensions: id,name,11 and ada,"Lovelace, Ada",2030-05-08

@@ -52,13 +52,13 @@ def _summary(result: dict) -> str:
 def _caption(results: list[dict]) -> str:
     unreadable = sum(bool(r["error"]) for r in results)
     isolation = sorted({r["isolation"] for r in results if r["isolation"]})
-    deferred = sorted({t["exercise"] for r in results for t in r["tests"] if t["status"] == "deferred"})
+    unmeasured = sorted({t["exercise"] for r in results for t in r["tests"] if t["status"] in ("deferred", "inconclusive")})
     repaired = sum(bool(r.get("notes")) for r in results)
     parts = [f"{len(results)} submissions" + (f", {repaired} of them repaired" if repaired else "")
              + (f", {unreadable} unreadable" if unreadable else "")]
     parts += isolation
-    if deferred:
-        parts.append(f"deferred, in neither score nor maximum: {', '.join(deferred)}")
+    if unmeasured:
+        parts.append(f"not measured, in neither score nor maximum: {', '.join(unmeasured)}")
     return ". ".join(parts) + "."
 
 

@@ -72,10 +72,10 @@ def course(tmp_path_factory, write_course):
     build.build_source(root / "solutions" / LAB, root / "source", root)
     (root / "nbgrader_config.py").write_text(CONFIG)
     nbgrader(root, "generate_assignment", LAB)
+    (root / "graded").mkdir()
     hand_in(root)
     put_environment_on_path()
     for folder in (root, root / "graded"):
-        folder.mkdir(exist_ok=True)
         with Gradebook(f"sqlite:///{folder}/gradebook.db", "trainfast") as book:
             book.update_or_create_assignment(LAB, duedate=datetime(2030, 1, 1, 12))
     said = nbgrader(root, "autograde", LAB)
@@ -102,7 +102,7 @@ def quiet_environment(folder: Path) -> dict[str, str]:
 
 
 def hand_in(root: Path) -> None:
-    """ada: all right, noisy, two days late. ben: a known mistake, a lost check, scripts. cy: no notebook. eve: blank."""
+    """ada: all right, noisy, four days late, two of which the roster grants. ben: a known mistake, a lost check, scripts. cy: no notebook. eve: blank."""
     released = Lab(root, LAB).released
     ada = fill(released, {"double": RIGHT, "triple": "def triple(x):\n    return 3 * x"})
     ben = fill(released, {"double": "def double(x):\n    return x * x"})
@@ -112,7 +112,9 @@ def hand_in(root: Path) -> None:
         folder = root / "submitted" / student / LAB
         folder.mkdir(parents=True)
         (folder / f"{TOPIC}.ipynb").write_text(text)
-    (root / "submitted" / "ada" / LAB / "timestamp.txt").write_text("2030-01-03 12:05:00 UTC")
+    (root / "submitted" / "ada" / LAB / "timestamp.txt").write_text("2030-01-05 12:05:00 UTC")
+    for folder in (root, root / "graded"):
+        (folder / "roster.csv").write_text("id,11,12\nada,2030-01-03 12:00+00:00,\nben,2029-12-24,2030-02-02\n")
     (root / "submitted" / "ben" / LAB / "timestamp.txt").write_text("2030-01-01 12:05:00 UTC")
 
 
@@ -215,7 +217,7 @@ def test_an_unreadable_notebook_is_named_and_stops_nobody(course):
     assert html.escape(reason) in feedback(course.graded, "cy")
 
 
-def test_a_late_submission_loses_points_by_day_after_the_grace(course):
+def test_a_late_submission_loses_points_by_day_after_the_grace_and_the_students_own_date(course):
     rows = {row["student_id"]: (row["late_submission_penalty"], row["score"]) for row in exported(course.graded)}
     assert (rows["ada"], rows["ben"]) == (("0.16", "0.64"), ("0.0", "0.6"))
 
