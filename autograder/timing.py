@@ -16,9 +16,10 @@ from filelock import FileLock
 from autograder.remote import Remote
 from autograder.worker import digest
 from course.spec.asserts import assert_close
-from course.spec.declare import SpeedTarget
+from course.spec.declare import SpeedTarget, WorkTarget
 from course.spec.run import Result
-from course.spec.student import StudentError
+from course.spec.student import Local, Student, StudentError
+from course.speed import work_costs, work_result
 from course.timing import ratio_interval
 
 PICKED = 4
@@ -33,23 +34,38 @@ LOCK = "/tmp/trainfast-timing.lock"
 LONGEST_SECONDS, TARGET_SECONDS = 60.0, 240.0   # one window, and all of them: a slow machine must not look like a fault
 
 
-def judge_speed(lab, server, remote: Remote, target: SpeedTarget, tests: list[Result]) -> Result:
+def judge_speed(lab, server, remote: Remote, target: SpeedTarget | WorkTarget, tests: list[Result]) -> Result:
     """The verdict on one speed target; only right answers are timed."""
     if reason := target.requires():
         return Result(target.name, target.exercise, 0, 0, "deferred", f"{target.title} Deferred: {reason}")
     wrong = [t for t in tests if t.exercise == target.exercise and t.status != "passed"]
     if wrong:
         return Result(target.name, target.exercise, 0, target.points, "failed", "Not timed, because the answer is not right yet.")
+    if isinstance(target, WorkTarget):
+        return _judge_work(target, Student(remote))
     return _judge(lab, server, remote, "student", target)
 
 
-def judge_baseline(lab, server, target: SpeedTarget) -> Result:
+def judge_baseline(lab, server, target: SpeedTarget | WorkTarget) -> Result:
     """The verdict that the baseline itself would get, judged as a submission: never a pass."""
+    if isinstance(target, WorkTarget):
+        return _judge_work(target, Student(Local({target.exercise: target.baseline})))
     remote = Remote(server, [])
     try:
         return _judge(lab, server, remote, "baseline", target)
     finally:
         remote.close()
+
+
+def _judge_work(target: WorkTarget, student: Student) -> Result:
+    """Counted here, by the judge: no clock, no noise."""
+    try:
+        student.begin(target.name)
+        mine, theirs = work_costs(target, student)
+    except (StudentError, AssertionError) as error:
+        return Result(target.name, target.exercise, 0, target.points, getattr(error, "status", "failed"),
+                      f"Not counted: {str(error).splitlines()[0]}")
+    return work_result(target, theirs / mine)
 
 
 def _judge(lab, server, remote: Remote, who: str, target: SpeedTarget) -> Result:

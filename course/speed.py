@@ -10,16 +10,16 @@ import torch
 
 from course import device, timing
 from course.spec.asserts import assert_close
-from course.spec.declare import SpeedTarget
+from course.spec.declare import SpeedTarget, WorkTarget
 from course.spec.messages import first_line
 from course.spec.run import Result
-from course.spec.student import StudentError, explain
+from course.spec.student import Local, Student, StudentError, explain
 
 
 @dataclass(frozen=True)
 class Measured:
     """One speed target on one device. `ratio` is None where the target was deferred or the answer is wrong."""
-    target: SpeedTarget
+    target: SpeedTarget | WorkTarget
     ratio: timing.Ratio | None
     limit_seconds: float | None     # least time for one unit of work that the hardware allows
     limit_reason: str
@@ -33,6 +33,8 @@ class Measured:
             return Result(t.name, t.exercise, 0, 0, "deferred", f"{t.title} Deferred: {self.problem}")
         if self.ratio is None:
             return Result(t.name, t.exercise, 0, t.points, "failed", self.problem)
+        if isinstance(t, WorkTarget):
+            return work_result(t, self.ratio.ratio)
         status = self.ratio.reaches(t.ratio)
         words = (f"{self.ratio.ratio:.1f} times faster than {t.baseline.__name__} "
                  f"(95% interval {self.ratio.low:.1f} to {self.ratio.high:.1f}); wanted {t.ratio:g}.")
@@ -52,8 +54,27 @@ class Measured:
         }
 
 
-def measure(target: SpeedTarget, function: Callable, *, seconds: float = 2.0, seed: int = 0) -> Measured:
+def work_costs(target: WorkTarget, student: Student) -> tuple[float, float]:
+    """What the student's function costs, wherever it runs, and what the baseline costs."""
+    baseline = Student(Local({target.exercise: target.baseline}))
+    return target.cost(getattr(student, target.exercise)), target.cost(getattr(baseline, target.exercise))
+
+
+def work_result(target: WorkTarget, ratio: float) -> Result:
+    status = "passed" if ratio >= target.ratio else "failed"
+    words = f"{ratio:.2f} times less than {target.baseline.__name__}, counted and not timed; wanted {target.ratio:g}."
+    return Result(target.name, target.exercise, target.points if status == "passed" else 0, target.points, status, words)
+
+
+def measure(target: SpeedTarget | WorkTarget, function: Callable, *, seconds: float = 2.0, seed: int = 0) -> Measured:
     """Check the answer on one input, then time function and baseline by turns for about `seconds`."""
+    if isinstance(target, WorkTarget):
+        try:
+            mine, theirs = work_costs(target, Student(Local({target.exercise: function})))
+        except (StudentError, AssertionError) as error:
+            return Measured(target, None, None, "", f"Not counted: {first_line(error)}")
+        ratio = timing.Ratio(theirs / mine, theirs / mine, theirs / mine, mine, theirs, 1, "counted")
+        return Measured(target, ratio, *(target.limit() if target.limit else (None, "")))
     reason = target.requires()
     if reason:
         return Measured(target, None, None, "", reason, deferred=True)

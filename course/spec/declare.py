@@ -4,6 +4,7 @@
     @probe("adam_step")                         a fixed computation whose results identify a mistake
     @mistake("adam_step", caught_by="test_...") a known wrong implementation; its docstring is the hint
     @speed("flat_adam_step", points=2, ratio=8, inputs=...)   decorates the baseline that must be beaten
+    @work("prefetch", points=2, ratio=1.4, cost=...)    the same where something is counted instead of timed
 """
 from __future__ import annotations
 
@@ -72,6 +73,24 @@ class SpeedTarget:
     title: str          # first line of the baseline's docstring
 
 
+@dataclass(frozen=True)
+class WorkTarget:
+    """What `cost(function)` counts must be `ratio` times less for the student's function than for `baseline`.
+
+    `cost` calls the function as a test would, `function.on_ranks(...)` for example, and returns a number that it sees
+    from outside: simulated seconds, bytes. `limit()` returns (cost, words): the least that is possible, and why.
+    """
+    name: str
+    exercise: str
+    points: float
+    ratio: float
+    baseline: Callable
+    cost: Callable[[Any], float]
+    limit: Callable[[], tuple[float, str]] | None
+    title: str
+    requires: Callable[[], str | None] = lambda: None
+
+
 def exercise(name: str, points: float, requires: Callable[[], str | None] = lambda: None) -> Callable:
     """Marks a pytest test as one of exercise `name`; see Test. Must be the outermost decorator."""
     def mark(test: Callable) -> Callable:
@@ -109,13 +128,23 @@ def speed(name: str, points: float, ratio: float, inputs: Callable[[int], tuple]
     return mark
 
 
+def work(name: str, points: float, ratio: float, cost: Callable[[Any], float], *,
+         limit: Callable[[], tuple[float, str]] | None = None) -> Callable:
+    """Marks a baseline whose cost exercise `name` must undercut by `ratio`; see WorkTarget."""
+    def mark(baseline: Callable) -> Callable:
+        baseline.__spec__ = ("speed", WorkTarget(f"work_against_{baseline.__name__}", name, points, ratio, baseline, cost,
+                                                 limit, first_paragraph(baseline)))
+        return baseline
+    return mark
+
+
 def first_paragraph(function: Callable) -> str:
     """The docstring's first paragraph on one line, or ""."""
     text = textwrap.dedent(inspect.getdoc(function) or "").strip().split("\n\n")[0]
     return " ".join(text.split())
 
 
-def declared(module: Any, hidden: bool) -> list[Test | Probe | Mistake | SpeedTarget]:
+def declared(module: Any, hidden: bool) -> list[Test | Probe | Mistake | SpeedTarget | WorkTarget]:
     """Everything that the decorators above marked in a module, in the order of the file."""
     found = []
     for name, thing in vars(module).items():

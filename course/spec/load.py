@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from course.spec.declare import Mistake, Probe, SpeedTarget, Test, declared
+from course.spec.declare import Mistake, Probe, SpeedTarget, Test, WorkTarget, declared
 
 VISIBLE, HIDDEN, MISTAKES, PROBES = "test_visible.py", "test_hidden.py", "mistakes.py", "probes.safetensors"
 
@@ -24,7 +24,7 @@ class Specification:
     tests: list[Test] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
-    speeds: list[SpeedTarget] = field(default_factory=list)
+    speeds: list[SpeedTarget | WorkTarget] = field(default_factory=list)
 
     def exercises(self) -> list[str]:
         """Names in the order in which the tests mention them first."""
@@ -49,7 +49,8 @@ def load(folder: Path, *, hidden: bool = False) -> Specification:
             spec.files.append(folder / name)
             _every_test_names_an_exercise(folder / name, module)
         for item in declared(module, is_hidden):
-            list_of = {Test: spec.tests, Probe: spec.probes, Mistake: spec.mistakes, SpeedTarget: spec.speeds}[type(item)]
+            list_of = {Test: spec.tests, Probe: spec.probes, Mistake: spec.mistakes, SpeedTarget: spec.speeds,
+                       WorkTarget: spec.speeds}[type(item)]
             if type(item) is not Mistake and any(other.name == item.name for other in list_of):
                 continue  # imported from the visible file into the hidden one
             list_of.append(item)
