@@ -103,6 +103,7 @@ def _send_pid(control: socket.socket, pid: int) -> None:
 
 def _import_everything() -> None:
     """All that a lab may need, so that a child pays nothing; no parallel operation, or a fork of it may hang."""
+    import numpy.ctypeslib  # noqa: F401: safetensors would, at a submission's first tensor
     import torch
 
     import autograder.worker  # noqa: F401

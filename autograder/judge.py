@@ -104,8 +104,15 @@ def judge(lab: Lab, server: ForkServer, student: str, cells: list[CodeCell], *, 
                     verdict.tests.append(timing.judge_speed(lab, server, remote, target, verdict.tests))
     finally:
         remote.close()
+    for result in verdict.tests:
+        result.message = printable(result.message)
     verdict.seconds, verdict.peak_bytes = time.perf_counter() - start, remote.peak_bytes
     return verdict
+
+
+def printable(text: str) -> str:
+    """Without half characters, which no file could hold, and codes that move a terminal's cursor or turn the text round."""
+    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def explain_missing(results: list[Result], cells: list[CodeCell], errors: dict[int, str]) -> None:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from autograder.protocol import Closed, Deadline, ProtocolError
 from autograder.sandbox import Child, ForkServer
@@ -32,12 +34,12 @@ class Remote:
 
     # ------------------------------------------------------------ Transport
 
-    def begin(self, exercise: str, seconds: float = EXERCISE_SECONDS) -> None:
+    def begin(self, exercise: str, seconds: float | None = None) -> None:
         """A new exercise: a fresh allowance of time, and a fresh child if the last one was lost."""
         if exercise == self._exercise:
             return
         self._exercise, self._failure = exercise, None
-        self._exercise_deadline = time.monotonic() + seconds
+        self._exercise_deadline = time.monotonic() + (seconds or EXERCISE_SECONDS)
         if self._child is None:
             self._execute_cells()
 
@@ -59,10 +61,11 @@ class Remote:
         return Outcome(result, args, kwargs, gradients)
 
     def ask(self, op: str, body: dict, value: Value, wanted: str, *, name: str, callbacks=(), callback=None,
-            seconds: float = CALL_SECONDS) -> Value:
+            seconds: float | None = None) -> Value:
         """Send one request and serve callbacks until the frame `wanted` comes; its body goes to `last_body`."""
         if self._failure is not None:
             raise self._failure
+        seconds = seconds or CALL_SECONDS
         deadline = min(time.monotonic() + seconds, self._exercise_deadline)
         self._requests += 1
         try:
@@ -82,7 +85,7 @@ class Remote:
                     self.last_body = answer
                     return result
                 else:
-                    raise ProtocolError(f"an unexpected frame {got[:20]!r}")
+                    raise ProtocolError("an unexpected frame")
         except Deadline:
             raise self._lost(f"{name} gave no answer within {seconds:g} seconds. A loop that never ends?", "timeout") from None
         except Closed:
@@ -96,6 +99,18 @@ class Remote:
         if self._child is not None:
             self.peak_bytes = max(self.peak_bytes, self.server.kill(self._child))
             self._child = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, none of the submission's processes gets any time."""
+        child = self._child
+        if child is not None:
+            self.server.pause(child)
+        try:
+            yield
+        finally:
+            if child is not None:
+                self.server.resume(child)
 
     # ------------------------------------------------------------ inside
 
@@ -137,8 +152,11 @@ class Remote:
                 op, body, _ = connection.receive(deadline=deadline)
                 if op != "cell" or body.get("index") != index:
                     raise ProtocolError("a report on another cell")
-                if body.get("error") is not None:
-                    self.cell_errors[index] = str(body["error"])[:500]
+                error = body.get("error")
+                if error is not None and type(error) is not str:
+                    raise ProtocolError("a malformed report on a cell")
+                if error is not None:
+                    self.cell_errors[index] = error[:500]
                 index += 1
             return None
         except Deadline:
@@ -154,7 +172,7 @@ def _failure(name: str, answer: dict) -> StudentError:
         raise ProtocolError("a malformed failure")
     if message == f"{name} is not written yet.":
         return NotWritten(name)
-    return StudentError(message[:1000], status)
+    return StudentError(message[:1000], status, own_words=True)
 
 
 def _with_callbacks(sent: Value, came: Value) -> Value:

@@ -97,6 +97,21 @@ class ForkServer:
         child.process.end(child)
         return child.peak_bytes
 
+    def pause(self, child: Child) -> None:
+        """Stop all of its processes, threads included, until `resume`."""
+        before, end = None, time.monotonic() + 5
+        while time.monotonic() < end:
+            tree = _tree(child.pid)
+            if tree == before and all(map(_stands, tree)):
+                return  # nobody is left who could start another
+            for pid in tree:
+                _signal(pid, signal.SIGSTOP)
+            before = tree
+
+    def resume(self, child: Child) -> None:
+        for pid in _tree(child.pid):
+            _signal(pid, signal.SIGCONT)
+
     def close(self) -> None:
         self._stop()
         self._folder.cleanup()
@@ -374,9 +389,22 @@ def _cgroup(pid: int, memory: int) -> Path | None:
         return None
 
 
+def _stands(pid: int) -> bool:
+    """All of its threads are stopped or dead; the first one may be dead and others alive."""
+    for file in glob(f"/proc/{pid}/task/*/stat"):
+        with suppress(OSError), open(file) as stream:
+            if stream.read().rpartition(")")[2].split()[0] not in "TtZX":
+                return False
+    return True
+
+
 def _kill(pid: int) -> None:
+    _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
     with suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def _can_become_anyone() -> bool:

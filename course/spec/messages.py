@@ -19,9 +19,12 @@ def statement(name: str) -> str:
 def compose(test: Test, error: BaseException, match: Match | None, call: Call | None) -> str:
     """What was expected, what came, where they first differ, and what to look at next; the mistake's own words if known.
 
-    For a hidden test the numbers and the call stay hidden.
+    For a hidden test the numbers and the call stay hidden, and so do the submission's own words, which may hold them.
     """
     lines = [f"Not so: {statement(test.name)}."]
+    if isinstance(error, StudentError) and error.own_words and test.hidden:
+        lines.append("Here, on inputs that are not shown, an exception was raised.")
+        return clip(lines + wrap(match.hint if match is not None else test.hint))
     if isinstance(error, StudentError):
         lines = [piece for line in str(error).splitlines() for piece in (wrap(line) if len(line) > WIDTH else [line])]
         if match is not None:

@@ -18,11 +18,14 @@ from course.spec.values import NotAValue, Value, brief, clone, first_difference,
 
 
 class StudentError(Exception):
-    """The student's function gave no usable answer. `status` is "failed", "error" or "timeout"."""
+    """The student's function gave no usable answer. `status` is "failed", "error" or "timeout".
 
-    def __init__(self, message: str, status: str = "error"):
+    `own_words`: the message was written where the student's code runs, and may hold anything that it has seen.
+    """
+
+    def __init__(self, message: str, status: str = "error", own_words: bool = False):
         super().__init__(message)
-        self.status = status
+        self.status, self.own_words = status, own_words
 
 
 class NotWritten(StudentError):

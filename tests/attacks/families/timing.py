@@ -74,7 +74,7 @@ def computing_at_import():
 
 @attack("flat_adam_step", "passed", timed=True)
 def slowing_the_baseline():
-    """A dozen processes keep the machine busy whenever its own function has not been called for a moment."""
+    """Eight processes keep the machine busy whenever its own function has not been called for a moment."""
     import mmap
     import os
     import struct
@@ -84,7 +84,7 @@ def slowing_the_baseline():
     def rest(seconds=0.05):
         until[:8] = struct.pack("d", time.monotonic() + seconds)
     rest(3)  # until all cells have been run
-    for _ in range(12):
+    for _ in range(8):
         if os.fork() == 0:
             while True:
                 if time.monotonic() < struct.unpack("d", until[:8])[0]:
