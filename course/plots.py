@@ -45,6 +45,7 @@ STYLE = {
     "ytick.color": INK, "legend.labelcolor": INK, "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6,
     "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 10,
+    "axes.titlepad": 10,  # clear of the marks of paths that leave at the top
     "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "lines.linewidth": 1.8, "font.size": 10,
     "axes.prop_cycle": matplotlib.cycler(color=PALETTE), "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans",
 }

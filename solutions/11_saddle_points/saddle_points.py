@@ -198,6 +198,21 @@ plots.lines({name: path[:, 0] for name, path in walks.items()}, marks=False, xla
                 "Nesterov swings twice and is at rest after about 25 steps.")
 
 # %% [markdown]
+# **Play.** Your three functions on the saddle. Move a slider, and they run again. Which of the three is thrown out of
+# the picture sideways, in $x$, and from which learning rate on? How does that depend on $\beta$?
+
+# %% tags=["experiment"]
+from course.sliders import Slider, show
+
+def draw(lr, beta):
+    runs = {"SGD": (sgd_step, {"lr": lr}), "momentum": (momentum_step, {"lr": lr, "beta": beta}),
+            "Nesterov": (nesterov_step, {"lr": lr, "beta": beta})}
+    walks = surfaces.race(surfaces.saddle, runs, START, 60)
+    plots.contour_race(surfaces.saddle, walks, title=f"60 steps, learning rate {lr:.2g}, β = {beta:.2f}")
+
+show(draw, lr=Slider(0.001, 1, start=0.05, log=True, label="learning rate"), beta=Slider(0, 0.99, start=0.9, step=0.01, label="β"))
+
+# %% [markdown]
 # ## 4 · AdaGrad: a rate for every coordinate
 #
 # From here on the methods do something new: they divide each coordinate of the gradient by a measure of its own
