@@ -25,6 +25,9 @@ HEADER = struct.Struct(">3sBIQ")       # magic, version, length of the JSON, len
 MAX_JSON, MAX_TENSORS = 8 << 20, 1 << 30
 
 
+Ends = float | Callable[[], float] | None   # on the clock time.monotonic(); a function's deadline may move
+
+
 class ProtocolError(Exception):
     """The other side sent something that is no frame, or not the frame that was due."""
 
@@ -43,7 +46,7 @@ class Connection:
     def __init__(self, sock: socket.socket, limit: int = MAX_TENSORS):
         self.sock, self.limit = sock, limit
 
-    def send(self, op: str, body: dict[str, Any] | None = None, value: Value = None, *, deadline: float | None = None,
+    def send(self, op: str, body: dict[str, Any] | None = None, value: Value = None, *, deadline: Ends = None,
              callback: Callable[[Callable], int] | None = None) -> None:
         """Send one frame. `deadline` is on time.monotonic's clock; raises Deadline, Closed, or NotAValue."""
         skeleton, tensors = pack(value, callback)
@@ -57,12 +60,12 @@ class Connection:
             if blob:
                 self._arm(deadline)
                 self.sock.sendall(blob)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise Deadline from None
         except OSError as error:
             raise Closed(str(error)) from None
 
-    def receive(self, *, deadline: float | None = None,
+    def receive(self, *, deadline: Ends = None,
                 callback: Callable[[int], Callable] | None = None) -> tuple[str, dict[str, Any], Value]:
         """The next frame's operation, body and value. Raises Deadline, Closed or ProtocolError."""
         magic, version, text_length, blob_length = HEADER.unpack(self._read(HEADER.size, deadline))
@@ -97,7 +100,7 @@ class Connection:
     def close(self) -> None:
         self.sock.close()
 
-    def _read(self, length: int, deadline: float | None) -> bytes:
+    def _read(self, length: int, deadline: Ends) -> bytes:
         data = bytearray(length) if length <= 1 << 20 else bytearray()
         if len(data) == length:
             view, done = memoryview(data), 0
@@ -111,25 +114,27 @@ class Connection:
             data += chunk[:got]
         return bytes(data)
 
-    def _receive_into(self, view: memoryview, deadline: float | None) -> int:
-        try:
-            self._arm(deadline)
-            got = self.sock.recv_into(view)
-        except TimeoutError:
-            raise Deadline from None
-        except OSError as error:
-            raise Closed(str(error)) from None
+    def _receive_into(self, view: memoryview, deadline: Ends) -> int:
+        while True:
+            try:
+                self._arm(deadline)
+                got = self.sock.recv_into(view)
+                break
+            except TimeoutError:    # and the deadline may have been put off meanwhile
+                continue
+            except BlockingIOError:
+                raise Deadline from None
+            except OSError as error:
+                raise Closed(str(error)) from None
         if got == 0:
             raise Closed("the connection was closed")
         return got
 
-    def _arm(self, deadline: float | None) -> None:
-        if deadline is None:
-            self.sock.settimeout(None)
-        elif (left := deadline - time.monotonic()) > 0:
-            self.sock.settimeout(left)
-        else:
-            raise Deadline
+    def _arm(self, deadline: Ends) -> None:
+        """Wait until the deadline, or, where it has passed, for nothing: what has come is read by a late judge too."""
+        if callable(deadline):
+            deadline = deadline()
+        self.sock.settimeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
 
 def encode_tensors(tensors: list[Tensor]) -> bytes:

@@ -112,6 +112,14 @@ class ForkServer:
         for pid in _tree(child.pid):
             _signal(pid, signal.SIGCONT)
 
+    def starved(self, child: Child) -> float:
+        """Seconds for which its main threads stood ready while other programs had the processors: the longest of them."""
+        waited = [0.0]
+        for pid in _tree(child.pid):
+            with suppress(OSError, IndexError), open(f"/proc/{pid}/schedstat") as stream:
+                waited.append(int(stream.read().split()[1]) / 1e9)
+        return max(waited)
+
     def close(self) -> None:
         self._stop()
         self._folder.cleanup()

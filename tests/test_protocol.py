@@ -123,3 +123,20 @@ def test_an_unasked_frame_is_noticed_before_the_next_question(pair):
 def test_a_tensor_that_cannot_travel_is_named(tensor):
     with pytest.raises(NotAValue):
         encode_tensors([tensor])
+
+
+def test_a_deadline_may_be_put_off_while_it_is_waited_for(pair):
+    a, b = pair
+    ends = iter([0.1, 0.3] + [0.6] * 99)
+    start = time.monotonic()
+    threading.Timer(0.4, lambda: a.send("late")).start()
+    assert b.receive(deadline=lambda: start + next(ends))[0] == "late"
+    ends = iter([0.6, 0.7] + [0.7] * 99)
+    with pytest.raises(Deadline):
+        b.receive(deadline=lambda: start + next(ends))
+
+
+def test_what_has_come_in_time_is_read_by_a_judge_who_comes_late(pair):
+    a, b = pair
+    a.send("early", {}, torch.ones(1000))
+    assert b.receive(deadline=time.monotonic() - 1)[0] == "early"

@@ -11,6 +11,7 @@ import textwrap
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -412,6 +413,31 @@ def test_a_large_shared_heritage_is_not_counted_as_used(server, monkeypatch):
             return [os.waitpid(pid, 0)[1] for pid in pids]
     """
     assert attack(server, code) == [0] * 8
+
+
+def test_a_child_that_other_programs_keep_from_running_gets_the_time_that_they_took(server, monkeypatch):
+    monkeypatch.setattr("autograder.remote.CALL_SECONDS", 0.3)
+    with student(server, "import time\ndef attack():\n    time.sleep(0.8)\n    return 1") as each:
+        monkeypatch.setattr(server, "starved", lambda child: 1.0)
+        assert each.attack() == 1
+        monkeypatch.setattr(server, "starved", lambda child: 0.0)
+        with pytest.raises(StudentError, match="no answer within 0.3 seconds"):
+            each.attack()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="this kernel does not count how long a process waits to run")
+def test_two_who_share_a_core_starve_each_other_and_one_who_sleeps_is_not_starved(server):
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    burners = [subprocess.Popen([sys.executable, "-c", code]) for code in (spin, spin, "import time\ntime.sleep(60)")]
+    try:
+        time.sleep(2)
+        first, second, sleeper = (server.starved(SimpleNamespace(pid=burner.pid)) for burner in burners)
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert min(first, second) > 0.3 and sleeper < first
 
 
 def test_what_a_submission_leaves_running_ends_with_it(server):
