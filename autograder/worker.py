@@ -19,7 +19,7 @@ from torch import Tensor
 from autograder.protocol import Connection, ProtocolError
 from course.spec.declare import SpeedTarget, declared
 from course.spec.load import import_file
-from course.spec.student import Call, StudentError, invoke
+from course.spec.student import Call, StudentError, invoke, on_rank
 from course.spec.values import NotAValue, Value, rebuild, walk
 
 
@@ -72,7 +72,12 @@ class Worker:
         try:
             if not callable(function):
                 raise StudentError(f"{call.function} is not defined.", "failed")
-            outcome = invoke(function, call)
+            if "world" in body:
+                post, *own = args
+                outcome = on_rank(function, Call(call.function, tuple(own), kwargs), post, body["rank"], body["world"])
+                outcome.args = (None, *outcome.args)
+            else:
+                outcome = invoke(function, call)
             arguments = _without_callbacks((outcome.args, outcome.kwargs))
             answer = (outcome.value, *arguments, outcome.gradients)
             self.connection.send("result", {"request": self.request}, answer)

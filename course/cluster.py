@@ -55,7 +55,7 @@ class Event:
     name: str           # of an operation its kind, of a computation the function's name
     begin: float
     end: float = math.inf
-    ticket: int = -1    # which operation; for a computation its first argument if that is an integer
+    ticket: int = -1    # which operation; of a computation the number of its layer, if it has one
     nbytes: int = 0     # of the tensor in full
     sent: float = 0.0   # bytes that this rank sends for it
     peer: int = -1
@@ -304,9 +304,8 @@ class Exchange:
             begin = self.now[rank]
             result = function(*args)
             self.now[rank] += seconds(args, result) if callable(seconds) else seconds
-            number = args[0] if args and type(args[0]) is int else -1
-            if result is not None and not args and type(result) is tuple and type(result[0]) is int:
-                number = result[0]
+            which = [*args[:1], *(result[:1] if type(result) is tuple else ())]     # a layer's number goes in or comes out
+            number = next((x for x in which if type(x) is int), -1)
             self.log.append(Event(rank, "compute", name, begin, self.now[rank], ticket=number))
             return result
         return compute

@@ -78,6 +78,7 @@ class Communicator:
     def _wait(self, ticket: int) -> Tensor | None:
         result = self._post("wait", ticket, self._take_freed())
         if result is not None:
+            result = result.clone()     # nobody else holds it, nor the memory below it: it dies when this rank lets go
             weakref.finalize(result, self._freed.append, ticket).atexit = False
         return result
 

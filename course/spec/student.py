@@ -9,12 +9,15 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from course.spec.values import NotAValue, Value, brief, clone, first_difference, rebuild, walk
+
+if TYPE_CHECKING:
+    from course.cluster import Cluster, Exchange, Run
 
 
 class StudentError(Exception):
@@ -83,6 +86,10 @@ class Transport(Protocol):
         """Runs the call; raises StudentError when there is no usable answer."""
 
 
+    def call_ranks(self, calls: list[Call], exchange: Exchange) -> list[Outcome]:
+        """Runs calls[rank] on a rank each, with a communicator of the exchange's as first argument."""
+
+
 class Student:
     """Attribute access gives the student's functions: `student.adam_step(...)`."""
 
@@ -128,8 +135,24 @@ class Function:
         outcome = self._unchanged(Call(self.__name__, args, kwargs, cotangent=cotangent))
         return outcome.value, outcome.gradients
 
+    def on_ranks(self, args: list[tuple], cluster: Cluster | None = None, alike: int = 0, **kwargs: Value) -> Run:
+        """Call it with (comm, *args[rank], **kwargs) on every rank: a *collective* exercise. Returns a cluster.Run.
+
+        `alike` stands for that many ranks that all do as the only one in `args` does; see cluster.Exchange.
+        """
+        from course.cluster import Cluster, Exchange, Run
+        exchange = Exchange(alike or len(args), cluster or Cluster(), bool(alike))
+        calls = [Call(self.__name__, own, kwargs) for own in args]
+        self._student.last_call = calls[0]
+        outcomes = self._student._transport.call_ranks(calls, exchange)
+        for call, outcome in zip(calls, outcomes):
+            self._compare_arguments(call, outcome)
+        return Run([outcome.value for outcome in outcomes], exchange.log, exchange.world)
+
     def _unchanged(self, call: Call) -> Outcome:
-        outcome = self._student._call(call)
+        return self._compare_arguments(call, self._student._call(call))
+
+    def _compare_arguments(self, call: Call, outcome: Outcome) -> Outcome:
         for name, before, after in [*((f"number {i + 1}", a, b) for i, (a, b) in enumerate(zip(call.args, outcome.args))),
                                     *((name, call.kwargs[name], outcome.kwargs.get(name)) for name in call.kwargs)]:
             if not callable(before) and (difference := first_difference(before, after, rtol=0, atol=0)) is not None:
@@ -146,11 +169,31 @@ class Local:
     def begin(self, exercise: str) -> None:
         pass
 
+    def call_ranks(self, calls: list[Call], exchange: Exchange) -> list[Outcome]:
+        """Ranks are threads."""
+        def body(rank: int, call: Call) -> Callable:
+            args, kwargs = rebuild((exchange.watch(rank, call.args), call.kwargs), _isolate)
+            return lambda post: on_rank(self._function(call.function), Call(call.function, args, kwargs), post, rank, exchange.world)
+        return exchange.run([body(rank, call) for rank, call in enumerate(calls)]).values
+
     def call(self, call: Call) -> Outcome:
-        function = self.namespace.get(call.function)
-        if not callable(function):
-            raise NotWritten(call.function, "is not defined in this notebook")
+        function = self._function(call.function)
         return invoke(function, Call(call.function, *rebuild((call.args, call.kwargs), _isolate), call.cotangent))
+
+    def _function(self, name: str) -> Callable:
+        function = self.namespace.get(name)
+        if not callable(function):
+            raise NotWritten(name, "is not defined in this notebook")
+        return function
+
+
+def on_rank(function: Callable, call: Call, post: Callable, rank: int, world: int) -> Outcome:
+    """`invoke` with a communicator before the arguments. Used on both sides of the pipe."""
+    from course.comm import Communicator, with_hooks
+    args = tuple(with_hooks(a) if callable(a) and not isinstance(a, Tensor) else a for a in call.args)
+    comm = Communicator(post, rank, world)
+    outcome = invoke(lambda *args, **kwargs: function(comm, *args, **kwargs), Call(call.function, args, call.kwargs))
+    return Outcome(outcome.value, outcome.args, outcome.kwargs)
 
 
 def _isolate(leaf: Value) -> Value:

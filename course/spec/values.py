@@ -89,7 +89,10 @@ def pack(value: Value, callback: Callable[[Callable], int] | None = None) -> tup
             return {"f": callback(value)}
         raise NotAValue(f"an object of type {type(value).__name__}")
 
-    return skeleton(value, 0), tensors
+    try:
+        return skeleton(value, 0), tensors
+    finally:
+        skeleton = None     # it refers to itself, and would keep the tensors until the garbage collector comes
 
 
 def unpack(skeleton: Any, tensors: list[Tensor], callback: Callable[[int], Callable] | None = None) -> Value:
@@ -118,7 +121,10 @@ def unpack(skeleton: Any, tensors: list[Tensor], callback: Callable[[int], Calla
             return {key: value(item, depth + 1) for key, item in body}
         raise NotAValue("a malformed value")
 
-    return value(skeleton, 0)
+    try:
+        return value(skeleton, 0)
+    finally:
+        value = None    # as in pack
 
 
 # ---------------------------------------------------------------- comparing
