@@ -108,6 +108,36 @@ def batch_norm(x: Float[Tensor, "n c *places"], weight: Float[Tensor, "c"], bias
 # %%
 check(batch_norm)
 
+# %% tags=["experiment"]
+mnist = data.mnist5k()
+
+def signal_sizes(gain, norm, layers=30, width=128):
+    """The signal's standard deviation after each layer of a random ReLU network; `gain` 1 would keep its size."""
+    torch.manual_seed(0)
+    x, sizes = mnist.train_x[:256].flatten(1), []
+    for _ in range(layers):
+        w = gain * (2 / x.shape[1]) ** 0.5 * torch.randn(width, x.shape[1])  # He et al. 2015, times the gain
+        x = x @ w.T
+        if norm:
+            start = {"mean": torch.zeros(width), "var": torch.ones(width)}
+            x, _ = batch_norm(x, torch.ones(width), torch.zeros(width), start, True)
+        sizes.append(x.std().item())
+        x = F.relu(x)
+    return sizes
+
+# %% tags=["experiment"]
+curves = {f"gain {gain}": signal_sizes(gain, False) for gain in (0.8, 1.0, 1.25)}
+curves["gain 0.8, BatchNorm"] = signal_sizes(0.8, True)
+plots.lines(curves, x=range(1, 31), marks=False, logy=True, title="A little too small, thirty times in a row",
+            xlabel="layer", ylabel="standard deviation of the signal",
+            alt="Size of the signal against the layer. With gains 0.8 and 1.25 it falls and rises along straight lines on "
+                "a logarithmic scale, by a factor of several hundred each; with BatchNorm it stays at 1.")
+
+# %% [markdown]
+# $0.8^{30}$ is a thousandth and $1.25^{30}$ nearly a thousand: gradients shrink and grow as fast, and no learning
+# rate suits all layers. One can choose the first weights so carefully that the gain is 1 (He et al. 2015), but nobody
+# keeps it there during training. BatchNorm does, at every step.
+
 # %% [markdown]
 # ## 2 · `batch_norm_backward`: what the gradient loses
 #
@@ -148,6 +178,106 @@ def batch_norm_backward(dy: Float[Tensor, "n c *places"], x: Float[Tensor, "n c 
 # %%
 check(batch_norm_backward)
 
+# %% tags=["experiment"]
+torch.manual_seed(0)
+x, w, dy = mnist.train_x[:64].flatten(1), torch.randn(128, 784) / 28, torch.randn(64, 128)
+
+def gradient_length(scale, norm):
+    """Length of the gradient of the weights [128, 784], all multiplied by `scale`, for the same dy."""
+    z = x @ (scale * w).T  # [64, 128]
+    dz = batch_norm_backward(dy, z, torch.ones(128))[0] if norm else dy
+    return (dz.T @ x).norm().item()
+
+scales = [2.0**k for k in range(-3, 7)]
+plots.lines({"with BatchNorm": [gradient_length(k, True) for k in scales],
+             "without": [gradient_length(k, False) for k in scales]}, x=scales, logx=True, logy=True,
+            title="Large weights get small gradients", xlabel="factor on the weights", ylabel="length of their gradient",
+            alt="Length of the gradient against the factor on the weights. Without BatchNorm it does not depend on it; "
+                "with BatchNorm it falls along a straight line, by half for every doubling.")
+
+# %% [markdown]
+# The output is the same, so the gradient must be a tenth: a step of a fixed length changes large weights by less,
+# relatively. And since the scale changes nothing, the gradient stands at a right angle to the weights, so every step
+# makes them *longer*. Both together are a brake: a learning rate that is too large makes the weights grow, and grown
+# weights have small gradients.
+#
+# ### Higher learning rates?
+#
+# The overview says that BatchNorm permits them. Six layers, plain SGD, one epoch at each of seven learning rates.
+# (About 10 seconds.)
+#
+# **Predict:** by what factor is the largest learning rate that works larger with BatchNorm than without?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+class BatchNorm(nn.Module):
+    """Your batch_norm as a layer; it keeps the running statistics."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(c)), nn.Parameter(torch.zeros(c))
+        self.running = {"mean": torch.zeros(c), "var": torch.ones(c)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, running = batch_norm(x, self.weight, self.bias, self.running, self.training)
+        self.running = {name: value.detach() for name, value in running.items()}
+        return y
+
+
+def he_mlp(widths: tuple, norm: Callable[[int], nn.Module] | None, seed: int = 0) -> models.MLP:
+    """An MLP whose first weights keep the signal's size (He et al. 2015)."""
+    torch.manual_seed(seed)
+    model = models.MLP(widths, norm=norm)
+    for linear in model.linears:
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+    return model
+
+# %% tags=["experiment"]
+torch.set_num_threads(1)  # from here on: small matrices, a second thread would only get in the way
+rates = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+errors, lengths = {"none": [], "BatchNorm": []}, {"none": [], "BatchNorm": []}
+for name, norm in (("none", None), ("BatchNorm", BatchNorm)):
+    for lr in rates:
+        model = he_mlp((784, *[128] * 5, 10), norm)
+        done = train.train(model, mnist, optimizer=torch.optim.SGD, lr=lr, epochs=1, progress=False)
+        errors[name].append(1 - done.final_accuracy)
+        lengths[name].append(model.linears[1].weight.norm().item())
+
+# %% tags=["experiment"]
+full = claims.full_run("12_normalization")["rates"]
+means = {name: torch.tensor(full[name]["error"]) for name in ("none", "BatchNorm", "LayerNorm", "GroupNorm")}
+fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt="Test error against the learning rate, your run and the "
+    "full run. Without normalisation the error rises to guessing at a much smaller rate than with BatchNorm.")
+words = {"xlabel": "learning rate", "ylabel": "test error (share)", "logx": True, "alt": ""}
+plots.lines(errors, x=rates, ax=left, title="Yours: 1 epoch, 1 seed", **words)
+plots.lines({name: e[:, 0] for name, e in means.items()}, x=full["rates"], ax=right,
+            bands={name: (e[:, 1].clamp(0, 1), e[:, 2].clamp(0, 1)) for name, e in means.items()},
+            title="Full run: 2 epochs, 5 seeds (band: 95%)", **words)
+plots.show(fig)
+
+# %% tags=["experiment"]
+finite = {name: [v if math.isfinite(v) and v < 1e6 else math.nan for v in row] for name, row in lengths.items()}
+plots.lines(finite, x=rates, logx=True, title="What the brake did: the weights after the same epoch",
+            xlabel="learning rate", ylabel="length of the second layer's weights",
+            alt=f"Length of the weights of the second layer after training, by learning rate {rates}: {finite}; nan: beyond all bounds.")
+largest = {name: max((lr for lr, e in zip(rates, row) if e < 0.3), default=0) for name, row in errors.items()}
+claims.show("12-batchnorm-higher-rates", measured=f"largest rate with an error below 30%: none {largest['none']:g}, BatchNorm {largest['BatchNorm']:g}")
+
+# %% [markdown]
+# RATES-TEXT
+
+# %% [markdown]
+# ### Question (10 points)
+#
+# Why does BatchNorm permit higher learning rates? Answer in three or four sentences, with what you have measured in
+# this section: the length of the gradient, and the length of the weights.
+
+# %% [markdown] tags=["written"] points=10 name="rates"
+# RATES-ANSWER
+
 # %% [markdown]
 # ## 3 · `layer_norm`: each example for itself
 #
@@ -183,6 +313,30 @@ def layer_norm(x: Float[Tensor, "*places d"], weight: Float[Tensor, "d"], bias: 
 
 # %%
 check(layer_norm)
+
+# %% tags=["experiment"]
+def short_layer_norm(x, eps=1e-5):
+    """The same with the short formula for the variance."""
+    mean = x.mean(-1, keepdim=True)
+    return (x - mean) / ((x.square().mean(-1, keepdim=True) - mean.square()).clamp(min=0) + eps).sqrt()
+
+torch.manual_seed(0)
+offsets, deviates = [10.0**k for k in range(7)], torch.randn(64, 256)
+wrong = {"yours": [], "short formula": []}
+for offset in offsets:
+    x = deviates + offset
+    right = F.layer_norm(x.double(), (256,))  # of the same numbers, in float64
+    for name, y in (("yours", layer_norm(x, torch.ones(256), torch.zeros(256))), ("short formula", short_layer_norm(x))):
+        wrong[name].append((y - right).abs().max().item())
+plots.lines(wrong, x=offsets, logx=True, logy=True, limits={"as large as y": 1}, xlabel="mean of x (its spread is 1)",
+            ylabel="largest error of y", title="float32: the short formula runs out of digits",
+            alt=f"Largest error of y against the mean of x, {offsets}: {wrong}.")
+
+# %% [markdown]
+# Every factor of ten in the mean costs your version one digit, because $x$ itself has only seven; that cannot be
+# helped. It costs the short formula *two*: the squares have seven digits as well, and the variance is what is left
+# when two of them are subtracted. At a mean of some thousands nothing is left. (Kernels that want a single pass use
+# Welford's update, which keeps a running mean and never squares anything large.)
 
 # %% [markdown]
 # ## 4 · `layer_norm_backward`: the same formula, turned by 90°
@@ -220,6 +374,43 @@ def layer_norm_backward(dy: Float[Tensor, "*places d"], x: Float[Tensor, "*place
 # %%
 check(layer_norm_backward)
 
+# %% tags=["experiment"]
+class ByHand(torch.autograd.Function):
+    """Your two functions as one operation: autograd keeps x and weight, and nothing else."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return layer_norm(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return layer_norm_backward(dy, *ctx.saved_tensors)
+
+def bytes_kept(function, *inputs):
+    """Bytes of all tensors that autograd keeps for the backward pass of `function`, each once."""
+    kept = {}
+    def keep(tensor):
+        memory = tensor.untyped_storage()
+        kept[memory.data_ptr()] = memory.nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = function(*inputs)  # held until the end, so that no memory is used twice
+    return sum(kept.values())
+
+# %% tags=["experiment"]
+inputs = [torch.randn(512, 1024, requires_grad=True), torch.ones(1024, requires_grad=True), torch.zeros(1024, requires_grad=True)]
+ways = {"layer_norm, by autograd": layer_norm, "F.layer_norm": lambda x, w, b: F.layer_norm(x, (1024,), w, b), "your two functions": ByHand.apply}
+kept = {name: bytes_kept(way, *inputs) / inputs[0].nbytes for name, way in ways.items()}
+plots.bars(kept, title="What is kept until the backward pass", xlabel="bytes, in units of the size of x", form="{:.2f}",
+           alt=f"Bytes kept for the backward pass in units of x: {kept}.")
+
+# %% [markdown]
+# Autograd knows nothing of LayerNorm: it differentiates one operation after the other, and each keeps what *it*
+# needs. The formula needs $x$ alone; mean and variance are computed again, which costs arithmetic and saves memory.
+# (torch's own function also keeps one mean and one $1/\sigma$ for each row.) In a transformer with two LayerNorms a
+# block, this is one of the larger parts of the memory.
+
 # %% [markdown]
 # ## 5 · `group_norm`: between the two
 #
@@ -249,6 +440,123 @@ def group_norm(x: Float[Tensor, "n c *places"], groups: int, weight: Float[Tenso
 
 # %%
 check(group_norm)
+
+# %%
+class LayerNorm(nn.Module):
+    """Your layer_norm as a layer, over the last dimension."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias)
+
+
+class GroupNorm(nn.Module):
+    """Your group_norm as a layer."""
+
+    def __init__(self, c: int, groups: int = 8):
+        super().__init__()
+        self.groups, self.weight, self.bias = groups, nn.Parameter(torch.ones(c)), nn.Parameter(torch.zeros(c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_norm(x, self.groups, self.weight, self.bias)
+
+
+NORMS = {"none": None, "BatchNorm": BatchNorm, "LayerNorm": LayerNorm, "GroupNorm": GroupNorm}
+
+
+def ticks_at(ax, places: list[int]) -> None:
+    """On a logarithmic axis: these numbers, and no others."""
+    ax.set_xticks(places, [str(place) for place in places])
+    ax.minorticks_off()
+
+# %% [markdown]
+# One epoch of plain SGD on 2000 digits, at one learning rate. (About 20 seconds.)
+
+# %% tags=["experiment"]
+part = data.Images(mnist.train_x[:2000], mnist.train_y[:2000], mnist.test_x, mnist.test_y, 10, "2000 digits")
+batches, by_batch = [2, 4, 8, 32], {name: [] for name in NORMS}
+for name, norm in NORMS.items():
+    for batch in batches:
+        torch.manual_seed(0)
+        model = models.MLP((784, 128, 128, 10), norm=norm)
+        done = train.train(model, part, optimizer=torch.optim.SGD, lr=0.03, batch_size=batch, epochs=1, progress=False)
+        by_batch[name].append(1 - done.final_accuracy)
+fig, ax = plots.figure(alt=f"Test error at batch sizes {batches}: {by_batch}.", size=(7.6, 3.8))
+plots.lines(by_batch, x=batches, ax=ax, alt="", logx=True, title="One epoch, one seed, one learning rate",
+            xlabel="examples in a batch", ylabel="test error (share)")
+ticks_at(ax, batches)
+plots.show(fig)
+
+# %% [markdown]
+# With 8 or 32 examples BatchNorm is ahead; with two it is by far the last. LayerNorm and GroupNorm do not mind. (Without
+# normalisation the error grows with the batch for another reason: in one epoch larger batches take fewer steps.) Why
+# two, of all sizes?
+#
+# **Predict:** take one channel, and normalise a batch of two numbers in it: 0.1 and 0.2, or 1 and 100. What comes
+# out?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+torch.manual_seed(0)
+z = models.MLP((784, 128, 10)).linears[0](mnist.train_x.flatten(1)).detach()[:, :1]  # [4000, 1]: one hidden unit's sums
+fig, panels = plots.figure(columns=3, size=(10.4, 3.6), alt="What BatchNorm makes of one hidden unit's sums. In batches of two "
+    "only +1 and -1 come out, whatever went in; in batches of eight a cloud along a line; in batches of 128 nearly a line.")
+for ax, batch in zip(panels, (2, 8, 128)):
+    for some in z[:1920].split(batch):
+        y, _ = batch_norm(some, torch.ones(1), torch.zeros(1), {"mean": torch.zeros(1), "var": torch.ones(1)}, True)
+        ax.plot(some[:, 0], y[:, 0], ".", color=plots.PALETTE[0], markersize=3, alpha=0.4)
+    ax.set_title(f"batches of {batch}", loc="left", **plots.TITLE)
+    ax.set_xlabel("x, the sum that went in")
+panels[0].set_ylabel("normalised x")
+plots.show(fig)
+
+# %% [markdown]
+# Two numbers, whatever they are, have their mean in the middle and their standard deviation at half their distance: one
+# becomes $+1$ and the other $-1$. (Only where they nearly agree does $\varepsilon$ show.) Of each sum the network
+# learns a single bit: was it larger than that of another example, drawn at random? And in evaluation, with the running
+# statistics, it is suddenly shown sizes, which it has never seen in training.
+#
+# Does a convolutional network suffer as much? There a channel has many places in each image.
+#
+# **Predict:** how large must the batch of the MLP be, for its variances to be as reliable as those of a convnet at
+# batch size 2?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+torch.manual_seed(0)
+net, sums = models.ConvNet((8, 16, 32)), {"MLP, 1 place": z}
+for k, conv in enumerate(net.convs):
+    places = (28 // 2**k) ** 2
+    conv.register_forward_hook(lambda conv, x, y, name=f"convnet, {places} places": sums.__setitem__(name, y))
+with torch.no_grad():
+    net.eval()(mnist.train_x[:1024])
+
+def variance_spread(x, batch):
+    """How much the variances of batches differ: their standard deviation over their mean, averaged over channels."""
+    x = x[:1024].flatten(2) if x.ndim > 2 else x[:1024].unsqueeze(2)  # [1024, c, places]
+    variances = torch.stack([part.var((0, 2)) for part in x.split(batch)])  # [batches, c]
+    return (variances.std(0) / variances.mean(0).clamp(min=1e-9)).mean().item()
+
+# %% tags=["experiment"]
+batches = [2, 4, 8, 16, 32, 64, 128]
+spreads = {name: [variance_spread(x, batch) for batch in batches] for name, x in sums.items()}
+fig, ax = plots.figure(alt=f"Relative spread of the variance over batches of {batches}: {spreads}.", size=(7.6, 3.8))
+plots.lines(spreads, x=batches, ax=ax, alt="", logx=True, logy=True, title="How unreliable is a batch's variance?",
+            xlabel="examples in a batch", ylabel="spread of the variance (share)")
+ticks_at(ax, batches)
+plots.show(fig)
+
+# %% [markdown]
+# At batch size 2 the variances that the convnet uses are about as reliable as the MLP's with 64 to 128 examples. What
+# counts is not the number of examples but that of the numbers in a channel, examples × places. And not even that: 784
+# places help no more than 49, because neighbours in an image are alike. They are not 784 independent numbers.
 
 # %% [markdown]
 # ## 6 · `fold_batch_norm`: nothing to do
@@ -283,6 +591,33 @@ def fold_batch_norm(conv_weight: Float[Tensor, "c i *kernel"], conv_bias: Float[
 # %%
 check(fold_batch_norm)
 
+# %% tags=["experiment"]
+torch.manual_seed(0)
+apart = models.ConvNet((8, 16, 32))
+print(train.train(apart, part, lr=1e-2, batch_size=32, epochs=2, progress=False))
+together = models.ConvNet((8, 16, 32), norm=False)  # the same without norms, and with biases
+for conv, norm, new in zip(apart.convs, apart.norms, together.convs):
+    w, b = fold_batch_norm(conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+    new.weight.data, new.bias.data = w, b
+together.head = apart.head
+apart.eval(), together.eval()
+with torch.no_grad():
+    difference = (apart(mnist.test_x) - together(mnist.test_x)).abs().max().item()
+print(f"accuracy folded {train.accuracy(together, mnist.test_x, mnist.test_y):.1%}, largest difference of a logit {difference:.1e}")
+
+# %% tags=["experiment"]
+with torch.no_grad():
+    before, after = (work.count(network, mnist.test_x[:64]) for network in (apart, together))
+left_over = {what: 100 * getattr(after, field) / getattr(before, field) for what, field in
+             (("multiply-adds", "multiply_adds"), ("bytes moved", "bytes"), ("operations", "operations"))}
+plots.bars(left_over, title="What is left after folding", xlabel="percent of what it was", form="{:.0f}%", limits={"before": 100},
+           alt=f"Work of the folded network in percent of the work before: {left_over}.")
+
+# %% [markdown]
+# Not one multiply-add less is counted, because only those of convolutions and matrix products are: BatchNorm's own, one
+# for each number, are few beside the $9\,c_\text{in}$ of the convolution that made the number. What folding saves is the
+# *way*: each number came from the memory and went back once more, only to be scaled and shifted.
+
 # %% [markdown]
 # ## 7 · `block_pre_ln`: where the norm sits
 #
@@ -316,6 +651,146 @@ def block_pre_ln(x: Float[Tensor, "n t d"], attention: Callable[[Tensor], Tensor
 # %%
 check(block_pre_ln)
 
+# %%
+class PreBlock(models.Block):
+    """A transformer layer wired by your function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return block_pre_ln(x, self.attention, self.mlp, self.norm1, self.norm2)
+
+
+def transformer(norm: str, layers: int, d: int = 32, seed: int = 0) -> models.Transformer:
+    """The course's small transformer; with norm "pre" its blocks are wired by your function."""
+    torch.manual_seed(seed)
+    model = models.Transformer(d=d, layers=layers, heads=d // 16, length=32, norm=norm)
+    for block in model.blocks:
+        if norm == "pre":
+            block.__class__ = PreBlock
+    return model
+
+# %% tags=["experiment"]
+text = data.pycode(2_000_000)
+
+def next_byte_loss(model, generator, batch=8):
+    x, y = text.batch(batch, model.length, generator)
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+
+def at_the_start(norm, layers):
+    """The stream's size after each block, and the length of the gradient of each block's last weights."""
+    model, sizes = transformer(norm, layers), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, x, y: sizes.append(y.detach().square().mean().sqrt().item()))
+    next_byte_loss(model, torch.Generator().manual_seed(0)).backward()
+    return sizes, [block.down.weight.grad.norm().item() for block in model.blocks]
+
+# %% tags=["experiment"]
+found = {f"{norm}, {layers} layers": at_the_start(norm, layers) for norm in ("pre", "post") for layers in (4, 32)}
+fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt="At initialisation. Left: the stream of the pre-norm network grows "
+    "slowly with depth; post-norm's has size 1 after each block. Right: the gradient's length is nearly the same in all "
+    "layers, and much smaller with post-norm.")
+for ax, k, title, ylabel in ((left, 0, "Size of the stream", "root mean square"), (right, 1, "Gradient of `down`", "length of the gradient")):
+    plots.lines({name: (range(1, len(pair[k]) + 1), pair[k]) for name, pair in found.items()}, ax=ax, alt="", logy=True,
+                marks=False, title=title, xlabel="block", ylabel=ylabel)
+plots.show(fig)
+
+# %% [markdown]
+# INIT-TEXT
+#
+# ### Which of them train without warm-up?
+#
+# Twelve layers, Adam at a rate of 0.003, at once or after a *warm-up*: the rate grows from zero over the first 100
+# steps. Three runs: pre-norm at once, post-norm at once, post-norm after a warm-up. (About 20 seconds.)
+#
+# **Predict:** which of the three fail?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+def learn(model, lr, steps, watch=lambda: None):
+    """Losses of `steps` steps of Adam; `lr` is a function of the step."""
+    generator, optimizer, losses = torch.Generator().manual_seed(0), torch.optim.Adam(model.parameters(), fused=True), []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr(step)
+        loss = next_byte_loss(model, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        watch()
+    return torch.tensor(losses)
+
+curves = {}
+for norm, warm in (("pre", 1), ("post", 1), ("post", 100)):
+    losses = learn(transformer(norm, 12), lambda step: 3e-3 * min(1, (step + 1) / warm), 200)
+    curves[f"{norm}, {'warm-up' if warm > 1 else 'at once'}"] = (range(10, 201, 10), losses.view(-1, 10).mean(1))
+share = torch.bincount(text.train.long(), minlength=256) / len(text.train)
+unigram = -(share * share.clamp(min=1e-9).log()).sum().item()
+
+# %% tags=["experiment"]
+full = claims.full_run("12_normalization")["depth"]
+arms = {"pre, at once": "pre, lr 0.003, warm-up 0", "pre, warm-up": "pre, lr 0.003, warm-up 100",
+        "post, at once": "post, lr 0.003, warm-up 0", "post, warm-up": "post, lr 0.003, warm-up 100"}
+rows = {name: torch.tensor([full["loss"][arm][layers]["loss"] for layers in ("4", "12", "24")]) for name, arm in arms.items()}
+fig, (left, right) = plots.figure(columns=2, size=(10.8, 4.2), alt="Left: training loss of three runs; those that fail stay at the loss of "
+    "guessing by frequency alone. Right: the full run's loss at 4, 12 and 24 layers.")
+plots.lines(curves, ax=left, alt="", marks=False, limits={"byte frequencies": unigram}, title="Yours: 12 layers, 1 seed",
+            xlabel="step", ylabel="training loss (nats)")
+plots.lines({name: row[:, 0] for name, row in rows.items()}, x=[4, 12, 24], ax=right, alt="", limits={"byte frequencies": unigram},
+            bands={name: (row[:, 1], row[:, 2]) for name, row in rows.items()}, title="Full run: 240 steps, 3 seeds (band: 95%)",
+            xlabel="layers", ylabel="training loss at the end (nats)")
+plots.show(fig)
+
+# %% [markdown]
+# DEPTH-TEXT
+#
+# ### LayerNorm after the embedding
+#
+# The account of training a 100-billion-parameter model says that one more LayerNorm, right after the embedding, made
+# collapses rarer. Provoke one: train a pre-norm transformer for 70 steps, then multiply the learning rate by ten.
+# (About 10 seconds.)
+#
+# **Predict:** which of the two has the larger activations before the jump, and which has the lower loss after it?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+def jump(first):
+    """Losses, and the largest activation after any block, of a run whose rate jumps at step 70."""
+    model, largest, peaks = transformer("pre", 6, d=64), [0.0], []
+    model.first = first  # between the embedding and the first block
+    model.blocks[0].register_forward_pre_hook(lambda block, args: (model.first(args[0]),))
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, x, y: largest.append(y.detach().abs().max().item()))
+    def watch():
+        peaks.append(max(largest))
+        largest.clear()
+    return learn(model, lambda step: 2e-3 * min(1, (step + 1) / 30) * (10 if step >= 70 else 1), 160, watch), peaks
+
+jumps = {"plain": jump(nn.Identity()), "LayerNorm after the embedding": jump(LayerNorm(64))}
+
+# %% tags=["experiment"]
+full = claims.full_run("12_normalization")["embedding"]["arms"]
+fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt="Left: training loss; it rises when the learning rate jumps at step 70. "
+    "Right: the largest activation, which grows a hundredfold after the jump.")
+plots.lines({name: (range(5, 161, 5), losses.view(-1, 5).mean(1)) for name, (losses, _) in jumps.items()}, ax=left, alt="",
+            marks=False, title="The rate jumps at step 70", xlabel="step", ylabel="training loss (nats)")
+plots.lines({name: peaks for name, (_, peaks) in jumps.items()}, ax=right, alt="", marks=False, logy=True,
+            title="The largest activation", xlabel="step", ylabel="largest number after any block")
+plots.show(fig)
+
+# %% tags=["experiment"]
+ends = {name: arm["after"] for name, arm in full.items()}
+plots.bars({name: end[0] for name, end in ends.items()}, intervals={name: tuple(end[1:]) for name, end in ends.items()}, form="{:.2f}",
+           title="Full run: loss 90 steps after the jump, 8 seeds", xlabel="training loss (nats; line: 95% interval)", width=8,
+           alt=f"Loss after the jump, mean and 95% interval: {ends}.")
+after = ", ".join(f"{name} {losses[-20:].mean():.2f}" for name, (losses, _) in jumps.items())
+claims.show("12-embedding-layernorm", measured=f"loss after a tenfold jump of the rate: {after}")
+
+# %% [markdown]
+# EMBEDDING-TEXT
+
 # %% [markdown]
 # ### Optional · `block_post_ln`: the first transformer's way
 #
@@ -334,6 +809,21 @@ def block_post_ln(x: Float[Tensor, "n t d"], attention: Callable[[Tensor], Tenso
 
 # %%
 check(block_post_ln)
+
+# %% tags=["experiment"]
+torch.manual_seed(0)
+block, streams = models.Block(32, 2, "post").requires_grad_(False), {"pre": torch.randn(4, 32, 32)}
+streams["post"], sizes = streams["pre"], {"pre": [], "post": []}
+for _ in range(40):
+    for name, wiring in (("pre", block_pre_ln), ("post", block_post_ln)):
+        streams[name] = wiring(streams[name], block.attention, block.mlp, block.norm1, block.norm2)
+        sizes[name].append(streams[name].square().mean().sqrt().item())
+plots.lines(sizes, marks=False, title="The same block, forty times in a row", xlabel="block", ylabel="size of the stream (rms)",
+            alt="Size of the stream against the block: it grows steadily with pre-norm and stays at 1 with post-norm.")
+
+# %% [markdown]
+# Every block adds a branch of about the same size. Post-norm brings the sum back to size 1 each time, and thereby
+# shrinks all that was there before; pre-norm lets the stream grow, and never touches it.
 
 # %% [markdown]
 # ## 8 · `triton_layer_norm`: one pass over the memory
@@ -383,14 +873,136 @@ def triton_layer_norm(x: Float[Tensor, "n d"], weight: Float[Tensor, "d"], bias:
 # %%
 check(triton_layer_norm)
 
+# %% tags=["experiment"]
+x, one, zero = torch.randn(1024, 1024), torch.ones(1024), torch.zeros(1024)
+moved = {"layer_norm, your operations": work.count(layer_norm, x, one, zero).bytes / x.nbytes,
+         "F.layer_norm": work.count(F.layer_norm, x, (1024,), one, zero).bytes / x.nbytes,
+         "your kernel": 2.0}  # by its construction: each number is read once and written once
+plots.bars(moved, title="Bytes that go to the memory and back", xlabel="in units of the size of x", form="{:.1f}",
+           alt=f"Bytes moved by three ways to compute LayerNorm, in units of the size of x: {moved}.")
+
+# %% [markdown]
+# A GPU's memory sets the time of such functions, so this picture is a prediction of speed: the next section times
+# it. On a CPU, small tensors stay in the cache, and the same count says less.
+
 # %% [markdown]
 # ## How fast?
+#
+# First the graded measurement of folding: a small convolutional network answers one image at a time, as a camera
+# would ask it, against the same network with torch's own BatchNorm after each convolution. (A few seconds.)
 
 # %%
 speed(fold_batch_norm)
 
+# %% [markdown]
+# Then your kernel, against LayerNorm written with operations. Without a GPU this is deferred: it counts in neither
+# your points nor the maximum.
+
 # %%
 speed(triton_layer_norm)
+
+# %% [markdown]
+# When does folding pay? **Predict:** more for one small image, or for a batch of large ones? (About 10 seconds.)
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+def convolutions(images, side, channels):
+    """Six 3x3 convolutions, each with its BatchNorm's numbers, the same folded, and images."""
+    layers = [(torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5, torch.zeros(channels), torch.ones(channels),
+               torch.randn(channels), torch.randn(channels), torch.rand(channels) + 0.5) for _ in range(6)]
+    return layers, [fold_batch_norm(*layer) for layer in layers], torch.randn(images, channels, side, side)
+
+@torch.no_grad()
+def separate(layers, folded, x):
+    for w, b, weight, bias, mean, var in layers:
+        x = F.relu_(F.batch_norm(F.conv2d(x, w, b, padding=1), mean, var, weight, bias, False))
+    return x
+
+@torch.no_grad()
+def fused(layers, folded, x):
+    for w, b in folded:
+        x = F.relu_(F.conv2d(x, w, b, padding=1))
+    return x
+
+# %% tags=["experiment"]
+sizes = {"1 x 8x8": (1, 8, 8), "1 x 28x28": (1, 28, 8), "32 x 28x28": (32, 28, 8)}
+measured = {name: timing.compare(fused, separate, lambda seed: convolutions(*size), seconds=1.5, device="cpu") for name, size in sizes.items()}
+limit = {name: max(2 * 6 * 9 * c**2 * n * side**2 / timing.peak_flops("cpu"), 4 * 2 * 6 * n * c * side**2 / timing.memory_bandwidth("cpu"))
+         for name, (n, side, c) in sizes.items()}  # seconds: the multiply-adds, or the bytes, whichever takes longer
+times = {"BatchNorm apart": {name: 1e3 * r.baseline_seconds for name, r in measured.items()},
+         "folded": {name: 1e3 * r.candidate_seconds for name, r in measured.items()}, "limit": {name: 1e3 * t for name, t in limit.items()}}
+plots.bars(times, log=True, title="Six layers of 8 channels, one thread", xlabel="milliseconds", width=8, form="{:.2g}",
+           alt=f"Milliseconds for six layers: {times}.")
+print("; ".join(f"{name}: folded is {r.ratio:.2f} times as fast ({r.low:.2f} to {r.high:.2f})" for name, r in measured.items()))
+
+# %% [markdown]
+# FOLDSPEED-TEXT
+#
+# And LayerNorm: how near to the memory's limit? Counted is what has to be moved, each number once in and once out.
+
+# %% tags=["experiment"]
+gpu = default_device().type == "cuda"
+widths, ways = [256, 1024, 4096, 16384], {"layer_norm, your operations": layer_norm, "F.layer_norm": lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b)}
+if gpu:
+    ways["your kernel"] = triton_layer_norm
+rows = lambda d: 2 ** (26 if gpu else 21) // d
+make = lambda d: (torch.randn(rows(d), d, device=default_device()), *torch.randn(2, d, device=default_device()))
+seconds = {name: [timing.compare(way, ways["F.layer_norm"], lambda seed: make(d), seconds=0.3).candidate_seconds for d in widths]
+           for name, way in ways.items()}
+speeds = {name: [2 * 4 * rows(d) * d / t / 1e9 for d, t in zip(widths, row)] for name, row in seconds.items()}
+plots.lines(speeds, x=widths, logx=True, limits={"a copy": timing.memory_bandwidth() / 1e9}, xlabel="numbers in a row",
+            ylabel="useful bytes (GB/s)", title=f"LayerNorm against the memory ({'GPU' if gpu else 'CPU'})",
+            alt=f"Gigabytes per second at row lengths {widths}: {speeds}; a plain copy reaches the limit.")
+
+# %% [markdown]
+# ROOF-TEXT
+
+# %% [markdown]
+# ## The claim
+#
+# An overview of training methods says that BatchNorm gets worse when batches are small, and in recurrent networks,
+# and that GroupNorm does not. You have seen one seed at one learning rate. The full run takes the best of several
+# rates, several seeds, an MLP and a convolutional network.
+
+# %% tags=["experiment"]
+full = claims.full_run("12_normalization")
+fig, panels = plots.figure(columns=2, size=(10.8, 4.2), alt="Test error against the batch size in the full run. In the MLP BatchNorm's error "
+    "rises steeply at batch size 2; in the convnet the four lie closer together.")
+for ax, task, title in zip(panels, ("mlp", "convnet"), ("MLP: 5 seeds (band: 95%)", "Convnet: 3 seeds (band: 95%)")):
+    found = full[task]["error"]  # normaliser -> batch size -> error: mean and interval
+    error = {name: torch.tensor([row["error"] for row in by_size.values()]) for name, by_size in found.items()}
+    sizes = [int(size) for size in found["none"]]
+    plots.lines({name: e[:, 0] for name, e in error.items()}, x=sizes, ax=ax, alt="", logx=True, logy=True,
+                bands={name: (e[:, 1].clamp(min=0.01), e[:, 2]) for name, e in error.items()}, title=title,
+                xlabel="examples in a batch", ylabel="test error (share)")
+    ticks_at(ax, sizes)
+plots.show(fig)
+
+# %% tags=["experiment"]
+recurrent = full["recurrent"]["error"]
+errors = {f"batches of {b}": {name: row[b]["error"][0] for name, row in recurrent.items()} for b in ("4", "32")}
+plots.bars(errors, title="A recurrent network that reads images row by row", xlabel="test error (share), best of three rates, 5 seeds",
+           form="{:.3f}", width=8.4, alt=f"Test error of a recurrent network: {errors}.")
+yours = lambda name: f"{name}: {by_batch[name][0]:.1%} at batch 2, {by_batch[name][-1]:.1%} at 32"
+claims.show("12-batchnorm-small-batches", measured=yours("BatchNorm"))
+claims.show("12-groupnorm-small-batches", measured=yours("GroupNorm"))
+claims.show("12-batchnorm-recurrent")
+claims.show("12-pre-layernorm-stable", measured=", ".join(f"{name} {losses[-3:].mean():.2f}" for name, (_, losses) in curves.items()) + " nats")
+
+# %% [markdown]
+# CLAIM-TEXT
+
+# %% [markdown]
+# ### Question (15 points)
+#
+# Is the claim about small batches right? Write five to eight sentences: what you measured at batch size 2, why the
+# MLP and the convolutional network differ so much, and whether *batch size* is the right name for what matters. Say
+# what GroupNorm, LayerNorm and none at all do there. Use your numbers.
+
+# %% [markdown] tags=["written"] points=15 name="claim"
+# CLAIM-ANSWER
 
 # %% [markdown]
 # ## Optional · `rms_norm`: is the mean needed?
@@ -414,6 +1026,22 @@ def rms_norm(x: Float[Tensor, "*places d"], weight: Float[Tensor, "d"], eps: flo
 
 # %%
 check(rms_norm)
+
+# %% tags=["experiment"]
+model = transformer("pre", 6, d=64)
+learn(model, lambda step: 2e-3, 100)
+shares = []
+for block in model.blocks:
+    for norm in (block.norm1, block.norm2):
+        norm.register_forward_hook(lambda norm, x, y: shares.append((x[0].mean(-1).square().mean() / x[0].square().mean()).item()))
+with torch.no_grad():
+    next_byte_loss(model, torch.Generator().manual_seed(1))
+plots.lines({"share": [100 * s for s in shares]}, x=range(1, 13), title="What LayerNorm subtracts and RMSNorm does not",
+            xlabel="LayerNorm, from the first to the last", ylabel="square of the mean / mean square (%)",
+            alt=f"Share of the mean in the mean square at each of 12 LayerNorms of a trained transformer: {shares}.")
+
+# %% [markdown]
+# RMS-TEXT
 
 # %% [markdown]
 # ## Optional · `sync_batch_norm_statistics`: one batch on many devices
@@ -441,3 +1069,44 @@ def sync_batch_norm_statistics(means: Float[Tensor, "r c"], variances: Float[Ten
 
 # %%
 check(sync_batch_norm_statistics)
+
+# %% tags=["experiment"]
+devices = [1, 2, 4, 8, 16, 32]
+sums, truth = z[:1024], z[:1024].var(0, correction=0)
+wrong = {"average of the variances": [], "synchronised": []}
+for r in devices:  # 64 examples on r devices, sixteen times
+    parts = sums.view(16, r, 64 // r, 1)
+    means, variances = parts.mean(2), parts.var(2, correction=0)  # [16, r, 1]
+    whole = sums.view(16, 64, 1).var(1, correction=0)  # [16, 1]
+    combined = torch.stack([sync_batch_norm_statistics(m, v, torch.full((r,), 64.0 / r))[1] for m, v in zip(means, variances)])
+    wrong["average of the variances"].append((variances.mean(1) / whole).mean().item())
+    wrong["synchronised"].append((combined / whole).mean().item())
+fig, ax = plots.figure(alt=f"Variance found over the true one for {devices} devices: {wrong}.")
+plots.lines(wrong, x=devices, ax=ax, alt="", logx=True, title="The variance of 64 examples on many devices", xlabel="devices",
+            ylabel="variance found / true variance")
+ticks_at(ax, devices)
+plots.show(fig)
+
+# %% [markdown]
+# With two examples on each of 32 devices, the average of the variances is about half of the truth: each device sees
+# how its two examples differ from each other, and not how they differ from all others. Three numbers a channel
+# (mean, variance, count) from each device repair it exactly. `torch.nn.SyncBatchNorm` does this, in the forward and
+# in the backward pass.
+
+
+# %% [markdown]
+# ## Going further
+#
+# - **Papers.** Ioffe & Szegedy 2015 (BatchNorm); Ba, Kiros & Hinton 2016 (LayerNorm); Wu & He 2018 (GroupNorm);
+#   Zhang & Sennrich 2019 (RMSNorm); Xiong et al. 2020, *On layer normalization in the transformer architecture*
+#   (pre- and post-norm); Cooijmans et al. 2017 (BatchNorm in recurrent networks). Why BatchNorm works is still
+#   argued about: Santurkar et al. 2018 say that it is not what its title says; van Laarhoven 2017 and Arora et al.
+#   2019 explain the learning rates by the growing weights.
+# - **In production.** `torch.nn.LayerNorm` and `RMSNorm` are fused kernels; `torch.ao.quantization.fuse_modules` folds
+#   BatchNorm; Apex and Liger have kernels like yours with the backward pass. Lab 33 writes more of them.
+# - **Without.** He et al.'s networks can be trained without any normaliser if the branches start at zero (Zhang et
+#   al. 2019, *Fixup*) or the gradients are clipped by unit (Brock et al. 2021).
+#
+# **Open ended.** At batch size two BatchNorm knows only the sign of a difference. *Ghost* statistics take mean and
+# variance from the last few batches instead, although the weights have moved meanwhile (Batch Renormalization, Ioffe
+# 2017, is one way). How far back can you look before it hurts? Measure it on the MLP of this lab.

@@ -499,14 +499,14 @@ def one_pass_limit() -> tuple[float, str]:
 
 
 def gpu_work(norm: Callable, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Eight layers deep, so that handing over the result does not matter; a few rows of it say whether it is right."""
+    """Eight layers deep, so that handing over does not matter: the mean of every row, and some rows in full."""
     for _ in range(8):
         x = norm(x, weight, bias)
-    return x[:: GPU_ROWS // 16]
+    return torch.cat([x.mean(1), x[:: GPU_ROWS // 16].flatten()])
 
 
 @speed("triton_layer_norm", points=5, ratio=2, inputs=rows_on_the_gpu, work=gpu_work, limit=one_pass_limit,
-       requires=kernels.without_gpu, rtol=1e-2, atol=1e-2)
+       requires=kernels.without_gpu, rtol=1e-2, atol=2e-3)
 def written_with_operations(x, weight, bias, eps=1e-5):
     """LayerNorm of 8192 rows of 4096 numbers on the GPU, against the same formula written with torch's operations."""
     var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
