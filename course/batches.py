@@ -2,7 +2,8 @@
 
 `tasks` lists classification tasks from easy to hard, each with its network. `race` trains copies of the network, one for
 each pair of seed and learning rate, by batched matrix products, until the training loss is below a target. `best_steps`
-repeats that for falling batch sizes; `follow` looks at one run at several moments.
+repeats that for falling batch sizes; `follow` looks at one run at several moments. `NoisyBowl` is a task
+whose gradient noise is known.
 """
 from __future__ import annotations
 
@@ -220,3 +221,38 @@ def follow(task: Task, batch: int, rate: float, steps: Sequence[int], look: Call
         if step >= max(wanted):
             return answers
     raise AssertionError("sgd never ends")
+
+
+# --- a task whose noise is known -------------------------------------------------------------------------------------
+
+class NoisyBowl:
+    """The mean loss of SGD on a quadratic whose gradients are noisy: exact, without a random number.
+
+    Twenty directions with curvatures from 1 to `flattest`. Every example adds the same noise at every place, so that the
+    noise scale grows as the gradient shrinks. The loss is 1 at the start.
+    """
+
+    def __init__(self, flattest: float = 0.1, target: float = 1e-3):
+        self.h = torch.logspace(0, math.log10(flattest), 20, dtype=torch.float64)
+        self.start, self.noise, self.target = 0.1 / self.h, 0.1 * self.h, target
+
+    def cost(self, schedule: Callable[[float, int, float], tuple[int, float]], price: float,
+             batch: int = 8) -> tuple[float, int, int]:
+        """Examples + price * steps until the loss is at the target, the steps, and the examples. `schedule` gives
+        batch and learning rate from noise scale, present batch and eps_max."""
+        square, steps, examples = self.start.clone(), 0, 0  # E[theta^2] in each direction
+        while float(self.h @ square) / 2 > self.target and steps < 2000:
+            curvature = float(self.h**3 @ square)
+            largest = float(self.h**2 @ square) / curvature
+            batch, rate = schedule(float(self.h @ self.noise) / curvature, batch, largest)
+            square = (1 - rate * self.h).square() * square + rate**2 * self.noise / batch
+            steps, examples = steps + 1, examples + batch
+        return examples + price * steps, steps, examples
+
+    def fixed(self, batch: int, price: float) -> tuple[float, int, int]:
+        """The same for a fixed batch that has the best learning rate at every step."""
+        return self.cost(lambda noise_scale, _, largest: (batch, largest / (1 + noise_scale / batch)), price)
+
+    def best_fixed(self, price: float) -> tuple[float, int, int]:
+        """The cheapest of the fixed batch sizes 4, 6, 8, 11, ..., 2896."""
+        return min(self.fixed(round(2 ** (k / 2)), price) for k in range(4, 24))

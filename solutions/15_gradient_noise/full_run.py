@@ -66,20 +66,21 @@ def worker_gradients(params: list[Tensor], task: batches.Task, rows: Tensor) -> 
     return torch.cat([g.flatten(1) for g in grads], 1)
 
 
-def hessian_product(params: list[Tensor], task: batches.Task):
-    """The function v [p] -> H v, for the loss of up to 1024 examples."""
-    free = [p.detach().requires_grad_() for p in params]
-    loss = batches.losses(free, task.x[None, :1024], task.y[None, :1024])[0]
-    slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, free, create_graph=True)])
-    return lambda v: torch.cat([g.flatten() for g in torch.autograd.grad(slope, free, v, retain_graph=True)])
-
-
 def full_noise_scale(params: list[Tensor], task: batches.Task, n: int = 192) -> float:
-    g = torch.Generator().manual_seed(0)
-    rows = torch.randperm(len(task.x), generator=g)[:n]
+    """B_noise with the true gradient of up to 2000 examples below, and n of them above. (noise_scale_full would have to
+    find the gradient through the noise of n examples, which takes far more of them than the noise scale.)"""
+    x, y = task.x[None, :2000], task.y[None, :2000]
+    free = [p.detach().requires_grad_() for p in params]
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(batches.losses(free, x, y)[0], free, create_graph=True)])
+
+    def bend(v: Tensor) -> float:
+        product = torch.cat([g.flatten() for g in torch.autograd.grad(slope, free, v, retain_graph=True)])
+        return float(v @ product)
     w1, b1, w2, b2 = (p[0] if i % 2 == 0 else p[0, 0] for i, p in enumerate(params))
-    grads = LAB["per_example_gradients"](task.x[rows], task.y[rows], w1, b1, w2, b2)
-    return LAB["noise_scale_full"](torch.cat([g.flatten(1) for g in grads], 1), hessian_product(params, task))
+    grads = LAB["per_example_gradients"](x[0, :n], y[0, :n], w1, b1, w2, b2)
+    noise = torch.cat([g.flatten(1) for g in grads], 1) - slope.detach()
+    curvature = bend(slope.detach())
+    return sum(map(bend, noise)) / n / curvature if curvature > 0 else math.inf
 
 
 def two_batch_estimates(task: batches.Task, rate: float, steps: int, seed: int, workers: int = 8) -> list[float]:
@@ -134,24 +135,28 @@ def predict() -> dict:
     return {"what": f"each task: steps until the training loss has only {SHARE:.0%} of its way to go (the way: from the start to what 1000 "
                     f"steps of 256 examples reach), at the best of seven to nine learning rates, {len(SEEDS)} seeds; B_crit from "
                     f"fit_critical_batch; the exact B_simple of the training set at {MOMENTS} moments of a run with batch {FOLLOWED} up to the "
-                    "target; B_noise at every fifth of them from 192 examples; two batches: the median over the run of the estimate from "
+                    "target; B_noise at every fifth of them, tr(H Sigma) from 192 examples; two batches: the median over the run of the estimate from "
                     "8 workers of 8 examples (decay 0.95). The summary over training is the median, fixed before the run",
             "tasks": rows}
 
 
 # --- noisy bowls -----------------------------------------------------------------------------------------------------
 
-def bowl_steps(noise: float, batch: int, rate: float, most: int = 20_000) -> tuple[float, list[float]]:
-    """Steps until the mean loss of SGD on a bowl (curvatures 1 to 0.05) is a tenth, exactly; the noise scale at each."""
+def bowl_steps(noise: float, batch: int, most: int = 20_000) -> tuple[float, list[float]]:
+    """Steps until the mean loss of SGD on a bowl (curvatures 1 to 0.05) is a tenth, exactly, at the best of 40 learning
+    rates; the noise scale at each step."""
     h = torch.logspace(0, math.log10(0.05), 20, dtype=torch.float64)
-    square, scales, before = 0.1 / h, [], 1.0  # E[theta^2]; the loss is 1
+    rates = (1.8 * 1.15 ** -torch.arange(40.0, dtype=torch.float64))[:, None]
+    square, scales, before = (0.1 / h).repeat(40, 1), [], torch.ones(40)  # E[theta^2] [rates, directions]; the loss is 1
     for step in range(most):
-        loss = float(h @ square) / 2
-        if loss < 0.1:
-            return step - 1 + (before - 0.1) / (before - loss), scales
+        loss = square @ h / 2
+        if (loss < 0.1).any():
+            best = int(loss.argmin())
+            share = float((before[best] - 0.1) / (before[best] - loss[best]))
+            return step - 1 + share, [float(scale[best]) for scale in scales]
         before = loss
-        scales.append(noise * float(h.sum() / (h**2 @ square)))
-        square = (1 - rate * h).square() * square + rate**2 * noise * h / batch
+        scales.append(noise * h.sum() / (square @ h**2))
+        square = (1 - rates * h).square() * square + rates**2 * noise * h / batch
     return math.inf, scales
 
 
@@ -159,7 +164,7 @@ def quadratic() -> dict:
     rows = {}
     for noise in (0.01, 0.1, 1.0, 10.0, 100.0):
         sizes = [b for b in (1, 4, 16, 64, 256, 1024, 4096, 16384) if 0.02 < b / (10 * noise) < 500]
-        best = {b: min((bowl_steps(noise, b, 1.8 * 1.15**-k) for k in range(40)), key=lambda found: found[0]) for b in sizes}
+        best = {b: bowl_steps(noise, b) for b in sizes}
         torch.manual_seed(0)
         s_min, critical, low, high = LAB["fit_critical_batch"](torch.tensor([float(b) for b in sizes]), torch.tensor([best[b][0] for b in sizes]))
         middle = min(sizes, key=lambda b: abs(math.log(b / critical)))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from course.batches import NoisyBowl
 from course.spec import assert_close, assert_that, exercise
 from course.spec.load import import_file
 
@@ -20,7 +21,7 @@ streams, parts, one_step = visible.streams, visible.parts, visible.one_step
 landscapes, slopes, true_full, Curved = visible.landscapes, visible.slopes, visible.true_full, visible.Curved
 budgets, both, truths, simulated, fitted, BATCHES = (
     visible.budgets, visible.both, visible.truths, visible.simulated, visible.fitted, visible.BATCHES)
-scheduled, NoisyBowl = visible.scheduled, visible.NoisyBowl
+scheduled = visible.scheduled
 
 
 # ---------------------------------------------------------------- per_example_gradients

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from course.batches import NoisyBowl
 from course.spec import assert_close, assert_that, exercise, probe, speed
 from course.spec.student import StudentError
 
@@ -485,36 +486,6 @@ def test_the_rate_belongs_to_the_new_batch(student, wish, lr_max):
                           (round(best), {"smallest": 1500})):
         got, rate = scheduled(student, noise_scale, price, batch, lr_max, **limits)
         assert_close(rate, lr_max / (1 + noise_scale / got), f"the learning rate for a batch of {got}", rtol=1e-5)
-
-
-class NoisyBowl:
-    """The mean loss of SGD on a quadratic whose gradients are noisy: exact, without a random number.
-
-    Twenty directions, curvatures from 1 to `flattest`; every example adds the same noise at every place, so that the
-    noise scale grows as the gradient shrinks.
-    """
-
-    def __init__(self, flattest: float = 0.1, target: float = 1e-3):
-        self.h = torch.logspace(0, math.log10(flattest), 20, dtype=torch.float64)
-        self.start, self.noise, self.target = 0.1 / self.h, 0.1 * self.h, target
-
-    def cost(self, schedule: Callable[[float, int, float], tuple[float, float]], price: float,
-             batch: int = 8) -> tuple[float, int, int]:
-        """Examples + price * steps until the loss is at the target, the steps and the examples. `schedule` gives
-        batch and learning rate from noise scale, present batch and largest rate."""
-        square, steps, examples = self.start.clone(), 0, 0  # E[theta^2] in each direction
-        while float(self.h @ square) / 2 > self.target and steps < 2000:
-            curvature = float(self.h**3 @ square)
-            largest = float(self.h**2 @ square) / curvature
-            batch, rate = schedule(float(self.h @ self.noise) / curvature, batch, largest)
-            square = (1 - rate * self.h).square() * square + rate**2 * self.noise / batch
-            steps, examples = steps + 1, examples + batch
-        return examples + price * steps, steps, examples
-
-    def best_fixed(self, price: float) -> tuple[float, int, int]:
-        """The cheapest of the fixed batch sizes 4, 6, 8, 11, ..., each with the best learning rate at every step."""
-        return min(self.cost(lambda noise_scale, _, largest: (size, largest / (1 + noise_scale / size)), price)
-                   for size in [round(2 ** (k / 2)) for k in range(4, 24)])
 
 
 @exercise("adaptive_batch_schedule", points=5)
