@@ -47,7 +47,8 @@ class Grader:
         self.tcp, self.unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
         self.unix.bind(f"\0trainfast-attacks-{os.getpid()}-{sandboxed}")
         self.unix.listen()
-        self.neighbour = subprocess.Popen(["sleep", "3600"], env={"GRADERS_TOKEN": CANARY, "PATH": os.environ["PATH"]})
+        # Another process with a secret; it ends with its standard input, so also when this one is killed.
+        self.neighbour = subprocess.Popen(["cat"], stdin=subprocess.PIPE, env={"GRADERS_TOKEN": CANARY, "PATH": os.environ["PATH"]})
         self.known = {"course": str(self.root), "courses": [str(self.root), str(ROOT)], "grader": os.getpid(),
                       "submissions": [str(self.root / f"submitted/bob/{LAB}/saddle_points.ipynb")],
                       "port": self.tcp.getsockname()[1], "abstract": self.unix.getsockname()[1:].decode(),
@@ -115,8 +116,7 @@ class Grader:
     def close(self) -> None:
         self.server.close()
         jobs._server.cache_clear()
-        self.neighbour.kill()
-        self.neighbour.wait()
+        self.neighbour.communicate()
         self.tcp.close(), self.unix.close()
         shutil.rmtree(self.root)
 
