@@ -27,7 +27,7 @@ WINDOW_SECONDS = 0.1    # what the student's window should last, so that the pip
 BASELINE_SECONDS = 0.3  # and the baseline's
 FEW_PAIRS, PAIRS, MAX_UNITS = 6, 12, 256
 CLEAR = 1.25            # so far beyond the target, or so far from it, a few pairs are enough
-MOST_STAGING = 0.9      # of a window: where hardly more is left, the difference of two clocks says nothing
+MOST_STAGING = 0.5      # of a window: who draws the inputs faster than they are drawn here gains no more than that
 # One timing at a time on this machine, whoever grades. Not in tempfile's folder, which each worker has another of.
 # The kernel lets go of it when its holder dies.
 LOCK = "/tmp/trainfast-timing.lock"
