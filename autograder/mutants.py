@@ -10,6 +10,7 @@ or an equivalent program: which one, the author writes into survivors.toml besid
 """
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import signal
@@ -77,15 +78,26 @@ def _context(root: Path, lab_name: str):
     torch.set_num_threads(1)
     warm_up()
     lab = Lab(root, lab_name)
+    lab.specification, lab.reference  # read them now, once for all the forks
     return lab, reference_namespace(load_lab_source(lab.folder))
 
 
 def killed(root: Path, lab_name: str, mutant: Mutant) -> bool:
-    """Does any test of the exercise reject the mutant?"""
+    """Does any test of the exercise reject the mutant? In a process of its own: a kernel that writes beyond its tensor
+    may end it, which is a rejection too."""
+    context = _context(root, lab_name)
+    if (pid := os.fork()) == 0:
+        try:
+            os._exit(int(_rejected(*context, mutant)))
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] != 0
+
+
+def _rejected(lab, reference: dict, mutant: Mutant) -> bool:
     from autograder.source import execute
     from course.spec.run import run
     from course.spec.student import Local, Student
-    lab, reference = _context(root, lab_name)
     namespace = dict(reference)
 
     def too_long(*_):

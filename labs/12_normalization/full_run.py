@@ -39,7 +39,7 @@ def lab_functions() -> dict:
         cells = re.split(r"^# %%.*$", script.read_text(), flags=re.MULTILINE)
     else:
         cells = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    wanted = re.compile(r"^(import copy$|def (batch_norm|layer_norm|group_norm|fold_batch_norm|block_pre_ln)\(|class BatchNorm\()",
+    wanted = re.compile(r"^(import math$|def (batch_norm|layer_norm|group_norm|fold_batch_norm|block_pre_ln)\(|class BatchNorm\()",
                         re.MULTILINE)
     names: dict = {}
     for source in cells:

@@ -478,7 +478,7 @@ def convnet_limit() -> tuple[float, str]:
     return operations / timing.peak_flops("cpu"), f"{operations / 1e6:.0f} million operations at this machine's peak"
 
 
-@speed("fold_batch_norm", points=10, ratio=1.1, inputs=convnets, work=answer_images, limit=convnet_limit)
+@speed("fold_batch_norm", points=10, ratio=1.15, inputs=convnets, work=answer_images, limit=convnet_limit)
 def normalised_apart(conv_weight, conv_bias, weight, bias, mean, var, eps=1e-5):
     """One image at a time through six folded layers of a small convnet, against torch's BatchNorm after each."""
     return conv_weight, conv_bias, weight, bias, mean, var
