@@ -73,13 +73,16 @@ def _context(root: Path, lab_name: str):
     """What each process that tries mutants needs, once."""
     from autograder.judge import Lab
     from autograder.source import load_lab_source, reference_namespace
-    from course.spec.run import warm_up
+    from course.spec.run import run, warm_up
+    from course.spec.student import Local, Student
     import torch
     torch.set_num_threads(1)
     warm_up()
     lab = Lab(root, lab_name)
-    lab.specification, lab.reference  # read them now, once for all the forks
-    return lab, reference_namespace(load_lab_source(lab.folder))
+    reference = reference_namespace(load_lab_source(lab.folder))
+    # What a first run reads and imports, all the forks then have.
+    run(lab.specification, Student(Local(reference)), seed=0, reference=lab.reference, exercises=lab.specification.exercises()[:1])
+    return lab, reference
 
 
 def killed(root: Path, lab_name: str, mutant: Mutant) -> bool:
