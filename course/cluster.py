@@ -96,6 +96,11 @@ class Run:
                     counts.append(len(pending))
         return counts
 
+    def spans(self, rank: int, scale: float = 1.0) -> dict[str, list[tuple[float, float, str]]]:
+        """For plots.timeline: when the rank computed and when its messages travelled, in seconds times `scale`."""
+        return {f"rank {rank}, {row}": [(scale * e.begin, scale * e.end, e.name) for e in self.events(rank, what)]
+                for row, what in (("computing", "compute"), ("messages", "launch"))}
+
     def held(self, rank: int) -> list[tuple[float, int]]:
         """(simulated time, bytes of gathered tensors that the rank holds), after each change. Counted from the launch,
         when the room for the result is taken, until the rank lets go of the last name for it."""

@@ -174,6 +174,27 @@ def lines(curves: Mapping[str, Any], *, title: str, xlabel: str, ylabel: str, al
     return _done(fig, shown)
 
 
+def timeline(rows: Mapping[str, Sequence[tuple[float, float, str]]], *, title: str, xlabel: str, alt: str,
+             ax: Axes | None = None, size: tuple[float, float] | None = None) -> Figure | None:
+    """What happened when: for each row spans (begin, end, kind), each kind in a colour of its own. The first row is on top."""
+    fig, ax, shown = _own(ax, title=title, xlabel=xlabel, alt=alt, size=size or (8.4, 1.5 + 0.42 * len(rows)))
+    kinds = list(dict.fromkeys(kind for spans in rows.values() for _, _, kind in spans))
+    look = looks(kinds)
+    for y, spans in enumerate(rows.values()):
+        for kind in kinds:
+            mine = [(begin, end - begin) for begin, end, k in spans if k == kind and end > begin]
+            with matplotlib.rc_context(STYLE):
+                # A pale edge keeps spans apart that follow each other without a pause.
+                ax.broken_barh(mine, (y - 0.36, 0.72), facecolor=look[kind]["color"], edgecolor="white", linewidth=0.5)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    for kind in kinds:
+        ax.barh(0, 0, color=look[kind]["color"], label=kind)
+    _legend(ax, "beside")
+    return _done(fig, shown)
+
+
 def bars(values: Mapping[str, Any], *, title: str, xlabel: str, alt: str, intervals: Mapping[str, tuple] | None = None,
          limits: Mapping[str, float] | None = None, log: bool = False, form: str = "{:,.3g}", missing: str = "never",
          ax: Axes | None = None, width: float = 6.8) -> Figure | None:

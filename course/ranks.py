@@ -30,6 +30,10 @@ from torch import Tensor
 from course.comm import Communicator, Handle
 from course.train import _Bar
 
+# Newer versions of torch have other names for them.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class RankError(RuntimeError):
     """One rank failed; the text says which, how, and where in its code."""
@@ -66,9 +70,9 @@ class RealCommunicator(Communicator):
             return (result := tensor.clone()), dist.broadcast(result, peer, **options)
         if kind == "all_gather":
             result = tensor.new_empty((self.world * tensor.shape[0], *tensor.shape[1:]))
-            return result, _Keeping(dist.all_gather_into_tensor(result, tensor, **options), tensor)
+            return result, _Keeping(_gather(result, tensor, **options), tensor)
         result = tensor.new_empty((tensor.shape[0] // self.world, *tensor.shape[1:]))
-        return result, _Keeping(dist.reduce_scatter_tensor(result, tensor, **options), tensor)
+        return result, _Keeping(_reduce_scatter(result, tensor, **options), tensor)
 
     def _device(self) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(self.group) == "nccl" else torch.device("cpu")
@@ -139,7 +143,7 @@ def _collect(readers: list, processes: list, folder: Path, timeout: float, show:
     results: dict[int, Any] = {}
     problems: dict[int, str] = {}
     end, patience = time.monotonic() + timeout, 0.0
-    with _Bar(1, f"{world} ranks", show) as bar:
+    with _Bar(1, f"{world} rank{'s' * (world > 1)}", show) as bar:
         while len(results) < world:
             open_ranks = {readers[r]: r for r in range(world) if r not in results and r not in problems}
             left = (patience or end) - time.monotonic()

@@ -1,5 +1,23 @@
 # %% [markdown]
 # # 41 · ZeRO
+#
+# Eight devices train one model and hold eight copies of the same optimiser state. What is the least that each must
+# hold, and what does that cost in messages?
+#
+# By the end you will have made two pictures with functions of your own: what each of 64 devices holds when one
+# thing after the other is cut into shards, and a timeline of computing and messages in which the price is hidden.
+#
+# | | |
+# | --- | --- |
+# | Time | about 8 hours |
+# | You need | SGD and Adam from lab 11, backpropagation through layers |
+# | Data | pycode (Python source); it is on this machine, no network is needed |
+# | Devices | real processes on two CPU cores, and a simulated cluster of up to 1024 devices |
+# | A GPU adds | with two or more of them, `train_zero.py` beside this notebook uses NCCL |
+#
+# Before each experiment you are asked to **predict** its outcome. Write a line in the cell below the question,
+# then run the experiment. A wrong prediction costs nothing and teaches the most. Code that would tell the outcome
+# is folded: run it first, and then open it (a click on the three dots) and play with it.
 
 # %% tags=["setup"]
 import math
@@ -10,13 +28,58 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from course import claims, cluster, data, models, plots, ranks
+from course import claims, cluster, data, layers, plots, ranks, timing
 from course.check import check, setup, speed
 from course.cluster import Cluster, stream, taking
 from course.comm import Communicator
 
 setup("41_zero")
-State = dict[str, Tensor | int | float]
+State = dict[str, Tensor | int | float]  # what an optimiser remembers; empty before the first step
+
+# %% [markdown]
+# ## Ranks and messages
+#
+# $N$ processes run the same function, each with a number $r = 0, \dots, N-1$, its *rank*. They share nothing but
+# messages, and those go through a communicator `comm`:
+#
+# | | |
+# | --- | --- |
+# | `comm.rank`, `comm.world` | $r$ and $N$ |
+# | `comm.send(tensor, to)`, `comm.recv(like, source)` | one message from one rank to another |
+# | `comm.broadcast(tensor, root)` | everybody gets root's tensor |
+# | `comm.all_reduce(tensor)` | everybody gets the sum over all ranks |
+# | `comm.reduce_scatter(tensor)` | rank $r$ gets the $r$-th of $N$ equal parts of that sum |
+# | `comm.all_gather(shard)` | everybody gets all shards, joined in the order of the ranks |
+#
+# Each of these *launches* an operation and returns a handle at once; `handle.wait()` gives the result. What lies
+# between the two is up to you, and half of this lab is about it. The last four are *collectives*: all ranks must
+# launch the same ones in the same order.
+#
+# Two worlds behind one interface: `ranks.run` starts real processes that talk through `torch.distributed`, and
+# `cluster.run` plays the ranks in this process, counts every byte, and moves a simulated clock.
+
+# %% tags=["experiment"]
+def hello(comm):
+    numbers = torch.arange(4.0) + 10 * comm.rank
+    return {"mine": numbers, "sum": comm.all_reduce(numbers).wait(), "my part of the sum": comm.reduce_scatter(numbers).wait()}
+
+for rank, result in enumerate(ranks.run(hello, world=2)):
+    print(f"rank {rank}:", {name: tensor.tolist() for name, tensor in result.items()})
+
+# %% [markdown]
+# ## 1 · Who owns what
+#
+# Everything that we shard is one long vector of `numel` numbers. Rank $r$ owns a piece of it, its *shard*. What a
+# device must have is set by the largest shard, so the shards should be as equal as they can be; and collectives
+# want them of one length, so that a vector that does not divide is filled up with zeros at its very end:
+#
+# $$\text{size} = \lceil \text{numel} / N \rceil, \qquad \text{shard } r = [\,r \cdot \text{size},\ (r+1) \cdot \text{size}\,)
+# \quad \text{as far as there are numbers.}$$
+#
+# **Predict:** 10 numbers on 4 ranks: how long are the four shards? And 9 numbers on 8 ranks?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def shard_bounds(numel: int, world: int) -> list[tuple[int, int]]:
@@ -31,6 +94,42 @@ def shard_bounds(numel: int, world: int) -> list[tuple[int, int]]:
 
 # %%
 check(shard_bounds)
+
+# %% tags=["experiment"]
+fig, panels = plots.figure(columns=2, size=(9.6, 3.4), alt="Shards drawn as spans. 10 numbers on 4 ranks: three shards of 3 "
+                           "and one of 1. 9 numbers on 8 ranks: four shards of 2, one of 1, and three empty ones.")
+for ax, (numel, world) in zip(panels, ((10, 4), (9, 8))):
+    owned = {f"rank {rank}": [(begin, end, "numbers")] for rank, (begin, end) in enumerate(shard_bounds(numel, world))}
+    size = shard_bounds(numel, world)[0][1]
+    for rank, spans in enumerate(owned.values()):
+        spans.append((max(rank * size, spans[0][1]), (rank + 1) * size, "padding"))
+    plots.timeline(owned, ax=ax, alt="", title=f"{numel} numbers on {world} ranks", xlabel="place in the vector")
+plots.show(fig)
+
+# %% [markdown]
+# With more ranks than the vector has room for, some own nothing but zeros. A layer with a million numbers never
+# notices: at most $N - 1$ of them are padding.
+
+# %% [markdown]
+# ## 2 · Half of an all-reduce
+#
+# All ranks have a gradient, all want the sum. The obvious way: everybody sends to rank 0, which adds up and sends
+# the sum back. That is a *parameter server*, and its link carries everything.
+#
+# On a *ring*, each rank sends to its right neighbour only, one part of the tensor at a time. Cut the tensor into
+# $N$ parts. In step $s = 1, \dots, N-1$ rank $r$ sends part $r - s$ and adds what comes from the left to its own
+# part $r - s - 1$ (all numbers mod $N$). After $N - 1$ steps part $r$ of the sum is complete at rank $r$. Each rank
+# has sent $N - 1$ parts of $1/N$:
+#
+# $$\frac{N-1}{N}\ \text{of the tensor's bytes, however many ranks there are.}$$
+#
+# A send is complete when it has been received: launch it, receive, and only then wait for it, or all ranks wait for
+# each other.
+#
+# **Predict:** 4 MB, from 2 to 16 ranks. How does the time of each of the two ways grow?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def ring_reduce_scatter(comm: Communicator, tensor: Float[Tensor, "numel"]) -> Float[Tensor, "shard"]:
@@ -48,6 +147,47 @@ def ring_reduce_scatter(comm: Communicator, tensor: Float[Tensor, "numel"]) -> F
 
 # %%
 check(ring_reduce_scatter)
+
+# %% tags=["experiment"]
+def through_a_server(comm, tensor):
+    """Rank 0 sums up and sends each rank its part."""
+    others, parts = range(1, comm.world), tensor.chunk(comm.world)
+    if comm.rank:
+        comm.send(tensor, 0).wait()
+        return comm.recv(parts[comm.rank], 0).wait()
+    tensor = tensor + sum(handle.wait() for handle in [comm.recv(tensor, r) for r in others])
+    for handle in [comm.send(part, r) for r, part in zip(others, tensor.chunk(comm.world)[1:])]:
+        handle.wait()
+    return tensor.chunk(comm.world)[0]
+
+link, million = Cluster(latency=20e-6, bandwidth=1e9), torch.empty(1_000_000, device="meta")  # shapes only, no numbers
+worlds, curves = (2, 4, 8, 16), {}
+for name, function in {"server": through_a_server, "ring": ring_reduce_scatter}.items():
+    runs = [cluster.run(function, [(million,)] * world, cluster=link) for world in worlds]
+    curves[name] = [1e3 * run.seconds for run in runs]
+plots.lines(curves, x=worlds, title="Reduce-scatter of 4 MB, 1 GB/s a link", xlabel="ranks", ylabel="simulated time (ms)",
+            limits={"all bytes once": 4.0}, alt=f"Time against ranks {worlds}, ms: {', '.join(f'{n} {[round(t, 1) for t in c]}' for n, c in curves.items())}. "
+            "The server's time grows in proportion to the ranks; the ring's stays below 5 ms.")
+
+# %% [markdown]
+# The server's link carries $N - 1$ tensors, the ring's links carry one between them all. That is why data
+# parallelism scales at all: the time of a ring hardly depends on $N$. (What does grow is the latency: $N - 1$ steps,
+# each of which waits for a first byte. It will come back at 1024 devices.)
+
+# %% [markdown]
+# ## 3 · The other half
+#
+# Now each rank has its shard, and all want everything. Send your shard to the right; from then on send what has
+# just come in. In step $s = 0, \dots, N-2$ rank $r$ sends the shard of rank $r - s$ and receives that of rank
+# $r - s - 1$: again $(N-1)/N$ of the bytes.
+#
+# This time nothing is simulated: two real processes of this machine, your ring against the collective that comes
+# with `torch.distributed`.
+#
+# **Predict:** from 4 kB to 16 MB: from which size on does the time grow in proportion? Who wins?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def ring_all_gather(comm: Communicator, shard: Float[Tensor, "shard"], numel: int) -> Float[Tensor, "numel"]:
@@ -67,6 +207,42 @@ def ring_all_gather(comm: Communicator, shard: Float[Tensor, "shard"], numel: in
 # %%
 check(ring_all_gather)
 
+# %% tags=["experiment"]
+def median_seconds(comm, sizes, repeats=9):
+    """Median time of both gathers for shards of each size, after one for warming up."""
+    import time
+    found = {"your ring": [], "built in": []}
+    for size in sizes:
+        shard, numel = torch.ones(size), size * comm.world
+        for name, gather in (("your ring", lambda: ring_all_gather(comm, shard, numel)), ("built in", lambda: comm.all_gather(shard).wait())):
+            times = []
+            for _ in range(repeats + 1):
+                comm.all_reduce(torch.ones(1)).wait()   # all begin together
+                begin = time.perf_counter()
+                gather()
+                times.append(time.perf_counter() - begin)
+            found[name].append(sorted(times[1:])[repeats // 2])
+    return found
+
+sizes = [2 ** k for k in range(9, 22, 2)]
+found = ranks.run(median_seconds, world=2, args=(sizes,))[0]
+plots.lines({name: [1e3 * t for t in times] for name, times in found.items()}, x=[8 * s / 1e3 for s in sizes], logx=True, logy=True,
+            title="All-gather between two real processes", xlabel="whole tensor (kB)", ylabel="median time (ms)",
+            alt=f"Time against size. Both are flat below some tens of kB and then grow in proportion; at the largest size your ring "
+                f"needs {1e3 * found['your ring'][-1]:.0f} ms, the built-in one {1e3 * found['built in'][-1]:.0f} ms.")
+
+# %% [markdown]
+# Small messages all cost the same, a *latency*; large ones cost bytes over *bandwidth*. Two numbers describe a link,
+# and the simulated cluster knows no more than these two.
+
+# %% [markdown]
+# ### Optional · Both halves
+#
+# Reduce-scatter, then all-gather: that is an all-reduce, with $2(N-1)/N$ of the bytes, and no algorithm sends less.
+# It is worth remembering as an equation, because ZeRO lives on it:
+#
+# $$\text{all-reduce} = \text{reduce-scatter} + \text{all-gather}.$$
+
 # %%
 def ring_all_reduce(comm: Communicator, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The sum over all ranks, on every rank; 2 * (world - 1) / world of the tensor's bytes are sent by each."""
@@ -77,6 +253,24 @@ def ring_all_reduce(comm: Communicator, tensor: Float[Tensor, "*shape"]) -> Floa
 
 # %%
 check(ring_all_reduce)
+
+# %% tags=["experiment"]
+worlds = (2, 4, 8, 16)
+sent = {"your ring": [], "everybody to everybody": []}
+for world in worlds:
+    run = cluster.run(ring_all_reduce, [(million,)] * world)
+    sent["your ring"].append(run.sent_bytes(0) / 4e6)
+    sent["everybody to everybody"].append(world - 1)
+plots.lines(sent, x=worlds, title="What each rank sends", xlabel="ranks", ylabel="bytes sent / bytes of the tensor",
+            limits={"twice": 2}, alt=f"Bytes sent over bytes of the tensor, for {worlds} ranks. Your ring: "
+            f"{', '.join(f'{x:.2f}' for x in sent['your ring'])}, never above 2; everybody to everybody: one less than the ranks.")
+
+# %% [markdown]
+# ### Optional · Buckets
+#
+# A network has hundreds of gradients, many of them tiny, and each message costs a latency. So join them in
+# *buckets*. Backward begins at the last layer, so its gradients are ready first: fill the first bucket from the
+# end.
 
 # %%
 def bucketize(sizes: list[int], limit: int) -> list[list[int]]:
@@ -98,6 +292,34 @@ def bucketize(sizes: list[int], limit: int) -> list[list[int]]:
 
 # %%
 check(bucketize)
+
+# %% tags=["experiment"]
+net = layers.transformer(d=64, layers=4).single()
+sizes = [4 * size for size in net.sizes]
+limits = [1_000, 10_000, 50_000, 200_000, 1_000_000]
+counts = {f"{limit / 1e3:,.0f} kB": len(bucketize(sizes, limit)) for limit in limits}
+plots.bars(counts, title=f"{len(sizes)} gradients, {sum(sizes) / 1e6:.1f} MB in all", xlabel="messages", form="{:d}",
+           alt=f"Number of buckets by their limit: {counts}.")
+
+# %% [markdown]
+# ## 4 · Data parallelism, and what it hides
+#
+# Each rank computes the gradient of its own part of the batch. The mean over the ranks is the gradient of the whole
+# batch, so that all ranks can take the same step, and stay equal for ever if they were equal once:
+#
+# $$\bar g = \frac1N \sum_r g_r, \qquad \theta \leftarrow \theta - \eta\, \bar g.$$
+#
+# The trick is *when*. The last layer's gradient is ready when backward has hardly begun. Launch its bucket then,
+# from the hook that `backward` calls, and wait for it when everything else is done. Three things go wrong in
+# practice, and all of them end in ranks that wait for ever or add the wrong things: a parameter that a rank has not
+# used has no gradient there; a weight that is used twice (*tied*) is ready late; and all ranks must launch the same
+# buckets in the same order, whatever is ready first on each.
+#
+# **Predict:** backward takes 8 ms, all messages together 8 ms. How long is a step with 4 equal buckets, if every
+# bucket leaves as soon as it can?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def ddp_step(comm: Communicator, params: list[Tensor], backward: Callable, buckets: list[list[int]], state: State,
@@ -135,6 +357,104 @@ def ddp_step(comm: Communicator, params: list[Tensor], backward: Callable, bucke
 # %%
 check(ddp_step)
 
+# %% tags=["experiment"]
+def reduce_at_the_end(comm, params, backward, buckets, state, lr=0.1):
+    """The serial order: the same step, but all messages leave when backward has ended."""
+    grads, new = {}, list(params)
+    backward(params, lambda i, grad: grads.update({i: grad}))
+    for bucket in buckets:
+        mean = comm.all_reduce(torch.cat([grads[i].flatten() for i in bucket])).wait() / comm.world
+        for i, part in zip(bucket, mean.split([params[i].numel() for i in bucket])):
+            new[i] = params[i] - lr * part.view_as(params[i])
+    return new, {"step": 2}
+
+def simulated_ddp(step, world, link, sizes, seconds, buckets, alike=True):
+    """One step in the simulator: sizes[i] numbers in layer i, whose backward takes seconds[i]."""
+    params = [torch.empty(size, device="meta", dtype=torch.float16) for size in sizes]
+    backward = lambda: taking(lambda args, item: 0 if item is None else seconds[item[0]],
+                              stream(lambda params: ((i, params[i]) for i in reversed(range(len(sizes)))), "backward"))
+    args = [(params, backward(), buckets, {"step": 1}) for _ in range(1 if alike else world)]
+    return cluster.run(step, args, world, link, alike=alike)
+
+# 8 layers of a million 16-bit numbers; the link is such that their all-reduce takes as long as backward
+link = Cluster(latency=0, bandwidth=2 * 16e6 / 2 / 8e-3)
+pairs = [[i, i - 1] for i in (7, 5, 3, 1)]
+rows, took = {}, {}
+for name, step in {"after": reduce_at_the_end, "during": ddp_step}.items():
+    run = simulated_ddp(step, 2, link, [1_000_000] * 8, [1e-3] * 8, pairs, alike=False)
+    took[name] = 1e3 * run.seconds
+    rows |= {f"{row[8:]} {name} backward" if "mess" in row else f"computing ({name})": spans for row, spans in run.spans(0, 1e3).items()}
+plots.timeline(rows, title="One step of rank 0 of 2", xlabel="simulated time (ms)",
+               alt=f"Timeline. Messages after backward: the step ends at {took['after']:.0f} ms. Launched from hooks: the first bucket "
+                   f"leaves at 2 ms, the last one arrives at {took['during']:.0f} ms.")
+
+# %% [markdown]
+# Only the last bucket cannot hide: when it becomes complete, nothing is left to compute. So it should be small, and
+# all of them not too small, because each costs a latency.
+
+# %% [markdown]
+# Does it hold for a real network? Two processes train a small transformer with tied embeddings on Python source,
+# each on half of the batch, with your `ddp_step` and autograd's own hooks; one process alone does the same with the
+# whole batch.
+#
+# **Predict:** after 60 steps, how far apart are the two runs' losses: not at all, in the sixth digit, in the second?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+text = data.pycode(2_000_000)
+
+def train_ddp(comm, steps=60, batch=16, length=64):
+    net = layers.transformer(tied=True).single()
+    params, state, losses = net.vectors(), {}, []
+    buckets = bucketize([4 * size for size in net.sizes], 200_000)
+    for i in range(steps):
+        x, y = text.batch(batch, length, torch.Generator().manual_seed(i))
+        backward = net.backward(x.long().chunk(comm.world)[comm.rank], y.long().chunk(comm.world)[comm.rank])
+        params, state = ddp_step(comm, params, backward, buckets, state, lr=0.5)
+        losses.append(backward.loss)
+        ranks.progress(i + 1, steps, float(losses[-1]))
+    return comm.all_reduce(torch.stack(losses)).wait() / comm.world, torch.cat(params)
+
+(alone, theta), = ranks.run(train_ddp, world=1)
+together = ranks.run(train_ddp, world=2)
+apart = (together[0][0] - alone).abs().clamp(min=1e-9)
+fig, (left, right) = plots.figure(columns=2, size=(9.6, 3.6), alt="Left: the losses of one process and of two ranks fall from "
+    f"5.5 to {alone[-1]:.2f} nats, one curve on top of the other. Right: their difference stays below {apart.max():.0e} nats.")
+plots.lines({"one process": alone, "two ranks": together[0][0]}, ax=left, alt="", marks=False, title="One on top of the other",
+            xlabel="step", ylabel="loss (nats)")
+plots.lines({"difference": apart}, ax=right, alt="", logy=True, marks=False, title="How far apart", xlabel="step",
+            ylabel="difference of the losses (nats)")
+plots.show(fig)
+print("both ranks end with the same parameters, bit by bit:", torch.equal(together[0][1], together[1][1]))
+
+# %% [markdown]
+# The ranks agree with each other to the last bit: they add the same numbers in the same order. With the single
+# process they agree up to rounding, because there the sum over the batch has another order, and training magnifies
+# rounding slowly.
+
+# %% [markdown]
+# ## 5 · Where the memory goes
+#
+# Mixed precision keeps, for each parameter, 2 bytes of it, 2 bytes of its gradient, and in 32 bits a master copy
+# and Adam's $m$ and $v$: $4 + 4 + 4$. Of $16\,\Psi$ bytes, three quarters are the optimiser's, and every rank has
+# the same ones. ZeRO cuts into shards, one after the other:
+#
+# | stage | parameters | gradients | optimiser |
+# | --- | --- | --- | --- |
+# | 0, plain data parallelism | $2\Psi$ | $2\Psi$ | $12\Psi$ |
+# | 1 | $2\Psi$ | $2\Psi$ | $12\Psi/N$ |
+# | 2 | $2\Psi$ | $2\Psi/N$ | $12\Psi/N$ |
+# | 3 | $2\Psi/N$ | $2\Psi/N$ | $12\Psi/N$ |
+#
+# (Activations come on top; they are another story, and another lab.)
+#
+# **Predict:** a model of 100 billion parameters, devices of 80 GB. How many devices does each stage need, at least?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
 # %%
 def memory_per_rank(params: int, world: int, stage: int) -> dict[str, float]:
     """Bytes a rank holds: {"parameters": ..., "gradients": ..., "optimizer": ...} (Rajbhandari et al. 2020, figure 1).
@@ -149,6 +469,37 @@ def memory_per_rank(params: int, world: int, stage: int) -> dict[str, float]:
 
 # %%
 check(memory_per_rank)
+
+# %% tags=["experiment"]
+fig, (left, right) = plots.figure(columns=2, size=(10.6, 4), alt="Left: 7.5 billion parameters on 64 devices; total GB for stages 0 to 3: "
+    + ", ".join(f"{sum(memory_per_rank(7_500_000_000, 64, stage).values()) / 1e9:.1f}" for stage in range(4))
+    + ". Right: 100 billion parameters; stages 0, 1 and 2 level off at 1600, 400 and 200 GB, stage 3 falls below 80 GB at 20 devices or more.")
+parts = {name: {f"stage {stage}": memory_per_rank(7_500_000_000, 64, stage)[name] / 1e9 for stage in range(4)}
+         for name in ("parameters", "gradients", "optimizer")}
+plots.bars(parts, ax=left, alt="", title="7.5 billion parameters, 64 devices", xlabel="GB on each device")
+left.set_xlim(0, 110)
+worlds = [2 ** k for k in range(11)]
+plots.lines({f"stage {stage}": [sum(memory_per_rank(100_000_000_000, n, stage).values()) / 1e9 for n in worlds] for stage in range(4)},
+            x=worlds, ax=right, alt="", logx=True, logy=True, title="100 billion parameters", xlabel="devices",
+            ylabel="GB on each device", limits={"80 GB": 80})
+plots.show(fig)
+
+# %% [markdown]
+# Stages 1 and 2 never get below what is left whole: 400 and 200 GB here, on any number of devices. Only stage 3 fits,
+# from 20 devices on. It is the only one whose memory falls for ever, and the only one that has to send the
+# parameters while it computes.
+
+# %% [markdown]
+# ## 6 · Stage 1: everybody updates a shard
+#
+# An optimiser works number by number, so a rank can update its own shard and nothing else, with the state of that
+# shard only. For this it needs the mean gradient *of its shard*, and afterwards everybody needs all new parameters.
+# Read the equation of section 3 from the right to the left: an all-reduce that stops in the middle, where the update
+# takes place:
+#
+# $$\text{reduce-scatter of } g \;\to\; \text{update of the shard} \;\to\; \text{all-gather of } \theta.$$
+#
+# The next cell is given: one step of an optimiser for any part of a model, and padding.
 
 # %%
 def update(rule: str, param: Tensor, grad: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
@@ -168,6 +519,13 @@ def padded(tensor: Float[Tensor, "numel"], world: int) -> Float[Tensor, "padded"
     """With as many zeros behind it as make its length a multiple of `world`."""
     return F.pad(tensor, (0, -len(tensor) % world))
 
+# %% [markdown]
+# **Predict:** with `adamw` on 2 and on 4 ranks: how many bytes of optimiser state does each rank hold, as a share of
+# what one process holds? And how many bytes does it send, against plain data parallelism?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
 # %%
 def zero1_step(comm: Communicator, param: Float[Tensor, "numel"], grad: Float[Tensor, "numel"], state: State,
                rule: str = "adamw", lr: float = 1e-3) -> tuple[Tensor, State]:
@@ -185,6 +543,45 @@ def zero1_step(comm: Communicator, param: Float[Tensor, "numel"], grad: Float[Te
 
 # %%
 check(zero1_step)
+
+# %% tags=["experiment"]
+def all_sharded_states(worlds=(1, 2, 4, 8), numel=100_000):
+    """Bytes of state that a rank holds after a step, and bytes that it has sent; both counted."""
+    held, sent = {}, {}
+    for world in worlds:
+        args = [(torch.ones(numel), torch.full((numel,), float(rank)), {}) for rank in range(world)]
+        run = cluster.run(zero1_step, args)
+        plain = cluster.run(lambda comm, grad: comm.all_reduce(grad).wait(), [(own[1],) for own in args])
+        held[f"{world} ranks"] = max(cluster.nbytes(state) for _, state in run.values) / numel
+        sent[f"{world} ranks"] = {"ZeRO 1": run.sent_bytes(0) / numel, "plain": plain.sent_bytes(0) / numel}
+    return held, sent
+
+held, sent = all_sharded_states()
+fig, (left, right) = plots.figure(columns=2, size=(9.6, 3.4), alt=f"Left: bytes of AdamW's state a parameter: {held}. "
+    f"Right: bytes sent a parameter, the same for both: {sent}.")
+plots.bars(held, ax=left, alt="", title="AdamW's state on each rank", xlabel="bytes a parameter")
+left.set_xlim(0, 9.5)
+plots.bars({kind: {name: row[kind] for name, row in sent.items()} for kind in ("ZeRO 1", "plain")}, ax=right, alt="",
+           title="Sent by each rank, one step", xlabel="bytes a parameter")
+right.set_xlim(0, 9.5)
+plots.show(fig)
+
+# %% [markdown]
+# The state of stage 1 is free: it costs not one byte of messages. (Here there is no 32-bit master copy, so that
+# the state has 8 bytes a parameter and not 12.)
+
+# %% [markdown]
+# ## 7 · Stage 2: gradients, as soon as they are there
+#
+# After stage 1 a rank still holds a whole gradient, although it uses a shard of it. So send each layer's gradient
+# away as soon as backward has made it: `reduce_scatter` in the hook, and only the shard of the mean comes back.
+# Layer by layer means that every rank owns a shard *of each layer*, with a state of its own.
+#
+# **Predict:** three real runs of 40 steps with AdamW on two processes: one process alone, stage 1, stage 2. Which
+# losses differ, and from which digit on?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def zero2_step(comm: Communicator, params: list[Float[Tensor, "numel"]], backward: Callable, state: dict[int, State],
@@ -211,6 +608,58 @@ def zero2_step(comm: Communicator, params: list[Float[Tensor, "numel"]], backwar
 # %%
 check(zero2_step)
 
+# %% tags=["experiment"]
+def train_sharded(comm, stage, steps=40, batch=16, length=64):
+    """A transformer on Python source; loss of each step, the parameters, and bytes of state."""
+    net = layers.transformer()
+    params, state, losses = net.vectors(), {}, []
+    for i in range(steps):
+        x, y = text.batch(batch, length, torch.Generator().manual_seed(i))
+        backward = net.backward(x.long().chunk(comm.world)[comm.rank], y.long().chunk(comm.world)[comm.rank])
+        if stage == 1:
+            grads = {}
+            backward(params, lambda i, grad: grads.update({i: grad}))
+            flat, state = zero1_step(comm, torch.cat(params), torch.cat([grads[i] for i in sorted(grads)]), state, lr=2e-3)
+            params = list(flat.split(net.sizes))
+        else:
+            params, state = zero2_step(comm, params, backward, state, lr=2e-3)
+        losses.append(backward.loss)
+        ranks.progress(i + 1, steps, float(losses[-1]))
+    return comm.all_reduce(torch.stack(losses)).wait() / comm.world, torch.cat(params), cluster.nbytes(state)
+
+trained = {"one process": ranks.run(train_sharded, world=1, args=(2,))[0], "stage 1": ranks.run(train_sharded, args=(1,))[0],
+           "stage 2": ranks.run(train_sharded, args=(2,))[0]}
+base = trained["one process"][0]
+curves = {name: losses for name, (losses, _, _) in trained.items()}
+apart = {name: (losses - base).abs().clamp(min=1e-9) for name, losses in curves.items() if name != "one process"}
+fig, (left, right) = plots.figure(columns=2, size=(9.6, 3.6), alt=f"Left: three losses fall from 5.5 to {base[-1]:.2f} nats, one on top "
+    f"of the other. Right: their distance to one process's loss, at most {max(a.max() for a in apart.values()):.0e} nats.")
+plots.lines(curves, ax=left, alt="", marks=False, title="Three runs, one curve", xlabel="step", ylabel="loss (nats)")
+plots.lines(apart, ax=right, alt="", marks=False, logy=True, title="Distance to one process", xlabel="step", ylabel="nats")
+plots.show(fig)
+print({name: f"{nbytes / 1e6:.2f} MB of optimiser state" for name, (_, _, nbytes) in trained.items()})
+
+# %% [markdown]
+# ## 8 · Stage 3, and how to hide it
+#
+# Now the parameters too: a rank holds a shard of each layer, and the layer itself only while it is used. Every layer
+# is gathered before its forward, let go, gathered again before its backward, let go. Per step and rank
+#
+# $$\underbrace{\tfrac{N-1}{N} 2\Psi + \tfrac{N-1}{N} 2\Psi}_{\text{two gathers}} + \underbrace{\tfrac{N-1}{N} 2\Psi}_{\text{gradients}}$$
+#
+# bytes travel: half as many again as in stages 0 to 2. Worse, they are needed *at once*: a rank that gathers a layer
+# when it needs it computes nothing meanwhile. Unless it has asked before. While layer $i$ computes, let layer
+# $i + 1$ travel; one layer ahead is enough, and two layers are all that is held.
+#
+# `prefetch` gets the order in which layers are used and a function `use(layer, weight)` that does the computing, so
+# that it serves forward, backward, and the simulator.
+#
+# **Predict:** if a gather takes as long as a use, how much faster does prefetching make it? And if gathers take a
+# third of the time of a use? Three times as long?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
 # %%
 def prefetch(comm: Communicator, shards: list[Float[Tensor, "shard"]], sizes: list[int], order: list[int],
              use: Callable) -> list:
@@ -231,6 +680,52 @@ def prefetch(comm: Communicator, shards: list[Float[Tensor, "shard"]], sizes: li
 
 # %%
 check(prefetch)
+
+# %% tags=["experiment"]
+def serial(comm, shards, sizes, order, use):
+    """Each layer is gathered when it is needed."""
+    return [use(layer, comm.all_gather(shards[layer]).wait()[:sizes[layer]]) for layer in order]
+
+def passes(schedule, seconds, link, depth=6, world=4, size=4_000_000):
+    """Forward and backward through `depth` layers in the simulator; each use takes `seconds`."""
+    shards = [torch.empty(size // world, device="meta", dtype=torch.float16)] * depth
+    use = taking(seconds, lambda layer, weight: None)
+    return cluster.run(schedule, [(shards, [size] * depth, [*range(depth), *reversed(range(depth))], use)], world, link, alike=True)
+
+link = Cluster(latency=0, bandwidth=0.75 * 8e6 / 2e-3)     # a gather takes 2 ms
+rows, memory = {}, {}
+for name, schedule in {"serial": serial, "prefetch": prefetch}.items():
+    run = passes(schedule, 2e-3, link)
+    rows |= {f"{name}: {row[8:]}": spans for row, spans in run.spans(0, 1e3).items()}
+    at, size = zip(*run.held(0))
+    memory[name] = ([1e3 * t for t in (*at, run.seconds)], [s / 8e6 for s in (*size, size[-1])])
+    print(f"{name}: {1e3 * run.seconds:.0f} ms")
+plots.timeline(rows, title="Six layers, forward and backward", xlabel="simulated time (ms)",
+               alt="Timeline. Serial: gathers and uses by turns, never both. Prefetch: after the first gather, uses and gathers side by side.")
+
+# %% tags=["experiment"]
+fig, ax = plots.figure("Gathered layers that a rank holds", "simulated time (ms)", "layers", size=(8.4, 2.6), alt="Layers held against time: "
+                       f"one at a time in the serial order, up to {max(memory['prefetch'][1]):.0f} with prefetching; the model has six.")
+for name, style in plots.looks(memory).items():
+    ax.step(*memory[name], where="post", label=name, color=style["color"], linestyle=style["linestyle"])
+ax.set_ylim(0, 6.3)
+ax.legend()
+plots.show(fig)
+
+# %% [markdown]
+# Serial takes gather + use for each layer, prefetching whichever of the two is longer:
+#
+# $$\text{gain} = \frac{g + u}{\max(g, u)} \le 2.$$
+#
+# Twice as fast at best, when both take equally long, and hardly anything when one of them dominates. Keep this in
+# mind for the claim.
+
+# %% [markdown]
+# ### Optional · Stage 3 in full
+#
+# Forward and backward of a stack of layers of which a rank holds a shard each. `forward(i, weight, x)` gives the
+# layer's output, the last layer's being the loss; `backward(i, weight, x, grad_y)` gives the gradients with respect to
+# $x$ and to the weight. The mean gradient goes back into shards by a reduce-scatter.
 
 # %%
 def zero3_forward_backward(comm: Communicator, shards: list[Float[Tensor, "shard"]], sizes: list[int], x: Tensor,
@@ -257,8 +752,243 @@ def zero3_forward_backward(comm: Communicator, shards: list[Float[Tensor, "shard
 # %%
 check(zero3_forward_backward)
 
-# %%
-speed(prefetch)
+# %% tags=["experiment"]
+def held_at_the_peak(stage, depth, world=4, size=40_000):
+    """Bytes of parameters that a rank holds at most, of a stack of `depth` layers, counted."""
+    own = size if stage < 3 else -(-size // world)
+    shards = [torch.zeros(own) for _ in range(depth)]
+    if stage < 3:
+        return depth * size * 4
+    functions = (lambda i, weight, x: x, lambda i, weight, x, grad: (x, torch.zeros_like(weight)))
+    run = cluster.run(zero3_forward_backward, [(shards, [size] * depth, torch.zeros(1), *functions)] * world)
+    return run.held_peak(0) + cluster.nbytes(shards)
+
+depths = (2, 4, 8, 16, 32)
+curves = {f"stage {stage}": [held_at_the_peak(stage, depth) / 1e6 for depth in depths] for stage in (2, 3)}
+plots.lines(curves, x=depths, title="Parameters held at the peak, 4 ranks", xlabel="layers of 40,000 numbers", ylabel="MB, counted",
+            alt=f"MB of parameters held against layers {depths}: {', '.join(f'{n} {[round(v, 2) for v in c]}' for n, c in curves.items())}. "
+                "With many layers stage 3 approaches a quarter.")
+
+# %% [markdown]
+# ## How fast?
+#
+# Two cores cannot show real overlap: there the messages are work for the same cores that compute. So what is graded
+# is the time on a simulated link, where the same functions run and every message is timed: the order of your
+# launches and waits decides, and nothing is noisy. First `ddp_step`, then `prefetch`, each against its serial order.
 
 # %%
 speed(ddp_step)
+
+# %%
+speed(prefetch)
+
+# %% [markdown]
+# How close to the limit can one get? It is reached where the longer of the two, computing or sending, never pauses.
+
+# %% tags=["experiment"]
+ratios = [2 ** (k / 2) for k in range(-8, 9)]     # time of a gather / time of a use
+link = Cluster(latency=0, bandwidth=0.75 * 8e6 / 2e-3)
+times = {name: [1e3 * passes(schedule, 2e-3 / ratio, link).seconds for ratio in ratios] for name, schedule in
+         {"serial": serial, "prefetch": prefetch}.items()}
+limit = [max(2 * 12, 2 / ratio * 12) for ratio in ratios]
+gains = [a / b for a, b in zip(*times.values())]
+fig, (left, right) = plots.figure(columns=2, size=(10.4, 3.8), alt="Left: serial and prefetched time and their limit; prefetch lies just above "
+    f"the limit. Right: the gain is largest, {max(gains):.2f}, where a gather takes as long as a use, and falls to "
+    f"{gains[0]:.2f} and {gains[-1]:.2f} at the ends.")
+plots.lines(times | {"limit: never pause": limit}, x=ratios, ax=left, alt="", logx=True, logy=True, marks=False, title="Twelve uses, twelve gathers",
+            xlabel="time of a gather / time of a use", ylabel="simulated time (ms)")
+plots.lines({"serial / prefetch": gains}, x=ratios, ax=right, alt="", logx=True, title="The gain", xlabel="time of a gather / time of a use",
+            ylabel="times faster", limits={"at most 2": 2, "wanted": 1.4})
+plots.show(fig)
+
+# %% [markdown]
+# ### Is the simulator right?
+#
+# It knows four numbers: latency, bandwidth, and how long forward and backward take. Measure them on two real
+# processes of this machine, let the simulator predict the time of one data-parallel step, and compare with the step
+# itself.
+#
+# **Predict:** within how many per cent will it be?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+def measure_step(comm, repeats=15):
+    """Shortest times on real ranks: a small and a large all-reduce, a pass alone (both ranks at once), and whole steps."""
+    import time
+    net = layers.transformer(d=128, layers=4)
+    x, y = (t.long() for t in text.batch(4, 64, torch.Generator().manual_seed(comm.rank)))
+    params, backward, buckets = net.vectors(), net.backward(x, y), [[i] for i in reversed(range(len(net.sizes)))]
+    step = lambda step: lambda: step(comm, params, backward, buckets, {"step": 1})
+    small, large = torch.ones(1), torch.ones(1_000_000)
+    jobs = {"small": lambda: comm.all_reduce(small).wait(), "large": lambda: comm.all_reduce(large).wait(),
+            "compute": lambda: backward(params, lambda i, grad: None), "after": step(reduce_at_the_end), "during": step(ddp_step)}
+    times = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():      # by turns, so that a slow moment hits all of them
+            comm.all_reduce(small).wait()
+            begin = time.perf_counter()
+            job()
+            times[name].append(time.perf_counter() - begin)
+    return {name: min(values) for name, values in times.items()} | {"sizes": net.sizes}
+
+def predict_step(found, overlap):
+    """The simulator's time for the same step: one layer a bucket, time of backward shared out by size."""
+    link = Cluster(found["small"] / 2, 4e6 / (found["large"] - found["small"]))     # an all-reduce on 2 ranks has 2 steps
+    seconds = [found["compute"] * size / sum(found["sizes"]) for size in found["sizes"]]
+    params = [torch.empty(size, device="meta") for size in found["sizes"]]
+    backward = taking(lambda args, item: 0 if item is None else seconds[item[0]],
+                      stream(lambda params: ((i, params[i]) for i in reversed(range(len(seconds)))), "backward"))
+    buckets = [[i] for i in reversed(range(len(seconds)))]
+    step = ddp_step if overlap else reduce_at_the_end
+    return cluster.run(step, [(params, backward, buckets, {"step": 1})], 2, link, alike=True).seconds
+
+found = ranks.run(measure_step, world=2)[0]
+pairs = {"predicted": {}, "measured": {}}
+for name, overlap in (("after", False), ("during", True)):
+    label = f"messages {name} backward"
+    pairs["predicted"][label], pairs["measured"][label] = 1e3 * predict_step(found, overlap), 1e3 * found[name]
+plots.bars(pairs, title="One step of two real processes", xlabel="time (ms)", width=8, form="{:.1f}",
+           alt=f"Predicted and measured time of a step in ms: {pairs}.")
+print(f"link: latency {timing.duration(found['small'] / 2)}, {4e-3 / (found['large'] - found['small']):.2f} GB/s; "
+      f"forward and backward: {timing.duration(found['compute'])}")
+
+# %% [markdown]
+# FULLRUN_PREDICTED
+
+# %% [markdown]
+# ### Up to 1024 devices
+#
+# Now trust it where nobody can check. *Weak scaling*: every device has its own batch, and more devices see more
+# data. *Strong scaling*: the batch stays, and each device gets less of it. A transformer of 1.5 billion parameters in
+# 48 layers; devices that compute 100 TFLOP/s and send 25 GB/s; 4096 tokens each (weak) or 256 × 4096 in all (strong).
+#
+# **Predict:** for data parallelism with overlap: what share of the devices' time is used for computing at 1024
+# devices, weak and strong?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+FLOPS = 100e12
+
+def zero3_pass(schedule):
+    """A step of stage 3: gathers as `schedule` has them, and a reduce-scatter of each gradient as soon as it is made."""
+    def step(comm, shards, sizes, order, work):
+        half, seen, grads = len(order) // 2, [], []
+        def use(layer, weight):
+            back = len(seen) >= half
+            work(layer, back)
+            if back:
+                grads.append(comm.reduce_scatter(weight))
+            seen.append(layer)
+        schedule(comm, shards, sizes, order, use)
+        for handle in grads:
+            handle.wait()
+    return step
+
+def simulate(method, params, depth, world, link, tokens):
+    """Simulated seconds of one step: `depth` equal layers, 16-bit messages, 2 operations a parameter and token forward, 4 back."""
+    size = params // depth // world * world
+    forward = 2 * size * tokens / FLOPS
+    if method.startswith("ZeRO"):
+        shards = [torch.empty(size // world, device="meta", dtype=torch.float16)] * depth
+        work = taking(lambda args, _: forward * (2 if args[1] else 1), lambda layer, back: None)
+        order, schedule = [*range(depth), *reversed(range(depth))], prefetch if "prefetch" in method else serial
+        return cluster.run(zero3_pass(schedule), [(shards, [size] * depth, order, work)], world, link, alike=True).seconds
+    step = ddp_step if "overlap" in method else reduce_at_the_end
+    run = simulated_ddp(step, world, link, [size] * depth, [2 * forward] * depth, [[i] for i in reversed(range(depth))])
+    return run.seconds + forward * depth
+
+METHODS = ("DDP, serial", "DDP, overlap", "ZeRO 3, serial", "ZeRO 3, prefetch")
+worlds, link = (2, 8, 32, 128, 256, 512, 1024), Cluster(latency=5e-6, bandwidth=25e9)
+weak, strong = ({name: [] for name in METHODS} for _ in "ws")
+for world in worlds:
+    for curves, tokens in ((weak, 4096), (strong, 256 * 4096 / world)):
+        computing = 6 * 1.5e9 * tokens / FLOPS
+        for name in METHODS:
+            curves[name].append(100 * computing / simulate(name, 1_500_000_000, 48, world, link, tokens))
+
+# %% tags=["experiment"]
+spoken = lambda curves: "; ".join(f"{name} {[round(v) for v in values]}" for name, values in curves.items())
+fig, (left, right) = plots.figure(columns=2, size=(11, 4.2), alt=f"Share of the time spent computing, in per cent, for {worlds} devices. "
+                                  f"Weak scaling: {spoken(weak)}. Strong scaling: {spoken(strong)}.")
+for ax, curves, title in ((left, weak, "Weak scaling: 4096 tokens a device"), (right, strong, "Strong scaling: a million tokens in all")):
+    plots.lines(curves, x=worlds, ax=ax, alt="", logx=True, title=title, xlabel="devices", ylabel="computing (% of the time)")
+    ax.set_ylim(0, 105)
+left.get_legend().remove()
+plots.show(fig)
+
+# %% [markdown]
+# SCALING_TEXT
+
+# %% [markdown]
+# ## The claim
+#
+# A survey and an account of training a very large model say: data parallelism scales almost linearly; ZeRO frees
+# memory; and with asynchronous gathers it trained **80% faster on large models and 40 to 50% on small ones** (100
+# million parameters, 16 GPUs). Faster than what, they do not say. Two candidates: stage 3 with gathers in the serial
+# order, and plain data parallelism. Sixteen devices, as above, 4096 tokens each; the link is what we do not know.
+
+# %% tags=["experiment"]
+MODELS = {"100 million, 12 layers": (100_000_000, 12), "10 billion, 48 layers": (10_000_000_000, 48)}
+speeds = [10 ** (k / 6) for k in range(0, 16)]     # GB/s of a link
+steps = {(model, method): [simulate(method, *shape, 16, Cluster(20e-6, 1e9 * s), 4096) for s in speeds]
+         for model, shape in MODELS.items() for method in METHODS}
+faster = lambda model, slow, fast: [a / b for a, b in zip(steps[model, slow], steps[model, fast])]
+against_serial = {model: faster(model, "ZeRO 3, serial", "ZeRO 3, prefetch") for model in MODELS}
+against_ddp = {f"{model.split(',')[0]}, {kind}": faster(model, f"DDP, {kind}", "ZeRO 3, prefetch") for model in MODELS for kind in ("serial", "overlap")}
+best = {model: max(values) for model, values in against_serial.items()}
+fig, (left, right) = plots.figure(columns=2, size=(11, 4.4), alt="How many times faster stage 3 with prefetching is, against the link's bandwidth. "
+    f"Left, than with serial gathers: at most {', '.join(f'{v:.2f} ({m})' for m, v in best.items())}. Right, than plain data parallelism: "
+    + "; ".join(f"{name} {min(v):.2f} to {max(v):.2f}" for name, v in against_ddp.items()) + ".")
+plots.lines(against_serial, x=speeds, ax=left, alt="", logx=True, marks=False, title="than serial gathers", xlabel="bandwidth of a link (GB/s)",
+            ylabel="ZeRO 3 with prefetch: times faster", limits={"80%": 1.8, "40 to 50%": 1.45})
+plots.lines(against_ddp, x=speeds, ax=right, alt="", logx=True, marks=False, title="than data parallelism", xlabel="bandwidth of a link (GB/s)",
+            ylabel="ZeRO 3 with prefetch: times faster", limits={"equal": 1})
+plots.show(fig)
+
+# %% tags=["experiment"]
+def reached(model, low, high):
+    """The bandwidths (GB/s) at which prefetching gains between `low` and `high` over serial gathers."""
+    inside = [s for s, gain in zip(speeds, against_serial[model]) if low <= gain <= high]
+    return f"{min(inside):.0f} to {max(inside):.0f} GB/s" if inside else "at no bandwidth"
+
+small, large = MODELS
+claims.show("41-zero-async", measured=f"at most {100 * (best[large] - 1):.0f}% faster than serial gathers (large), {100 * (best[small] - 1):.0f}% (small); "
+            f"40 to 50% for the small model at {reached(small, 1.4, 1.5)}; against overlapped data parallelism never faster: "
+            f"at best {max(against_ddp['100 million, overlap']):.2f} times")
+claims.show("41-dp-linear", measured=f"overlapped: {weak['DDP, overlap'][-1]:.0f}% of the time computing at 1024 devices, weak; {strong['DDP, overlap'][-1]:.0f}% strong")
+claims.show("41-zero-memory", measured=f"optimiser state of a rank, of what one process holds: {trained['stage 2'][2] / trained['one process'][2]:.0%} on two ranks")
+
+# %% [markdown]
+# FULLRUN_CLAIM
+
+# %% [markdown]
+# ### Question (25 points)
+#
+# Are the claims right? Write eight to twelve sentences. Say against which baseline "80% faster" can be true and
+# against which it cannot, for which ratio of gathering to computing, and whether the size of the model matters by
+# itself; what each stage of ZeRO saves and what it costs in messages; and under which conditions data parallelism
+# scales almost linearly. Use your numbers.
+
+# %% [markdown] tags=["written"] points=25 name="claim"
+# WRITTEN
+
+# %% [markdown]
+# ## Going further
+#
+# - **Papers.** Rajbhandari et al. 2020, *ZeRO: Memory optimizations toward training trillion parameter models*: the
+#   stages and their arithmetic; Li et al. 2020, *PyTorch Distributed*: buckets, hooks, unused parameters; Zhao et al.
+#   2023, *PyTorch FSDP*: stage 3 with prefetching in production; Patarasuk & Yuan 2009: the ring and why it is optimal;
+#   Sergeev & Del Balso 2018 (Horovod): the ring in deep learning.
+# - **In production.** `torch.nn.parallel.DistributedDataParallel` is section 4, `torch.distributed.optim.ZeroRedundancyOptimizer`
+#   stage 1, `torch.distributed.fsdp.fully_shard` stages 2 and 3.
+# - **On several machines.** `train_zero.py` beside this notebook takes your functions from it and trains on as many
+#   ranks as `torchrun` starts, on one machine or several, with gloo or NCCL; its first lines say how.
+#
+# **Open ended.** A ring's latency grows with $N$, a tree's with $\log N$, and a machine with eight devices inside and a
+# slower network outside wants both: reduce inside, then across, then gather inside. Write that all-reduce from `send`
+# and `recv`, extend the simulated cluster by a second kind of link, and find out from which number of devices on it
+# pays.
