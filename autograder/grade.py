@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autograder.jobs import Job, grade_repaired, unjudged  # noqa: F401: nbgrader_plugin.py imports the last two from here
+from autograder.jobs import Job
 from autograder.ledger import Ledger, specification_stamp
 
 ROOT = Path(__file__).resolve().parent.parent

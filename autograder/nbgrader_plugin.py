@@ -13,7 +13,7 @@ from nbformat.v4 import new_notebook
 from nbgrader.preprocessors import NbGraderPreprocessor
 
 from autograder.gradebook import SCORES, SaveVerdicts, annotate, scores_of
-from autograder.grade import specification_stamp
+from autograder.ledger import specification_stamp
 from autograder.jobs import grade_repaired, unjudged
 from autograder.judge import Lab, Verdict
 from autograder.repair import repair

@@ -1,14 +1,12 @@
 """Starts the processes in which submissions run, and proves that they are isolated. Trusted side.
 
 One fork server a judge, inside bubblewrap; each submission gets a forked child with namespaces of its own, reached
-over a socket pair. forkserver.py and isolate.py are what runs inside.
+over a socket pair. bubblewrap.py is what it sees; forkserver.py and isolate.py are what runs inside.
 """
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,23 +17,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 
+from autograder import bubblewrap, processes
+from autograder.bubblewrap import HOME, ROOT, SCRATCH_BYTES, UID
 from autograder.forkserver import receive, send
 from autograder.isolate import SCRATCH
 from autograder.protocol import Connection, Deadline, ProtocolError
 
-ROOT = Path(__file__).resolve().parent.parent
-HOME = Path(os.path.expanduser("~")).absolute()
-INSIDE = ("__init__.py", "protocol.py", "worker.py", "forkserver.py", "isolate.py")  # nothing that judges
-MEMORY, SCRATCH_BYTES, PROCESSES = 4 << 30, 512 << 20, 256
+MEMORY, PROCESSES = 4 << 30, 256
 RLIMITS = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 64 << 20, "RLIMIT_NOFILE": 256, "RLIMIT_CPU": 300}
 # Without CUDA, which reserves far more than it uses. The import of torch alone takes 3.4 GiB of addresses.
 CPU_RLIMITS = {"RLIMIT_DATA": 4 << 30, "RLIMIT_AS": 16 << 30}
-UID = 1_900_000_000     # above the ranges that systems give to users, services and containers
 WATCH_SECONDS = 0.2
-CGROUPS = Path("/sys/fs/cgroup")
 NO_NESTED = "TRAINFAST_NO_NESTED_NAMESPACES"    # for tests: as on a system that refuses them
 
 
@@ -101,21 +95,21 @@ class ForkServer:
         """Stop all of its processes, threads included, until `resume`."""
         before, end = None, time.monotonic() + 5
         while time.monotonic() < end:
-            tree = _tree(child.pid)
-            if tree == before and all(map(_stands, tree)):
+            tree = processes.tree(child.pid)
+            if tree == before and all(map(processes.stands, tree)):
                 return  # nobody is left who could start another
             for pid in tree:
-                _signal(pid, signal.SIGSTOP)
+                processes.send_signal(pid, signal.SIGSTOP)
             before = tree
 
     def resume(self, child: Child) -> None:
-        for pid in _tree(child.pid):
-            _signal(pid, signal.SIGCONT)
+        for pid in processes.tree(child.pid):
+            processes.send_signal(pid, signal.SIGCONT)
 
     def starved(self, child: Child) -> float:
         """Seconds for which its main threads stood ready while other programs had the processors: the longest of them."""
         waited = [0.0]
-        for pid in _tree(child.pid):
+        for pid in processes.tree(child.pid):
             with suppress(OSError, IndexError), open(f"/proc/{pid}/schedstat") as stream:
                 waited.append(int(stream.read().split()[1]) / 1e9)
         return max(waited)
@@ -132,7 +126,7 @@ class ForkServer:
 
     def _choose_mode(self) -> None:
         """The first that passes the self-test here; forkserver.py says what the modes are."""
-        if missing := _missing():
+        if missing := bubblewrap.missing():
             self.isolation = f"not isolated: {missing}"
             return
         failures = []
@@ -150,7 +144,7 @@ class ForkServer:
             if self._mode == "fresh":
                 self.isolation += f"; slow, because namespaces cannot be nested ({failures[0]})"
             return
-        reason = failures[0] if "self-test" in failures[0] else _cure() or failures[-1]
+        reason = failures[0] if "self-test" in failures[0] else bubblewrap.cure() or failures[-1]
         self._mode, self.isolation = "plain", f"not isolated: {reason}"
 
     def _self_test(self) -> str:
@@ -180,13 +174,13 @@ class ForkServer:
         self._process, self._processes = None, []
 
     def _start(self) -> _Process:
-        plain, drops = self._mode == "plain", _can_become_anyone()
+        plain, drops = self._mode == "plain", bubblewrap.can_become_anyone()
         scratch = self._folder.name if plain else SCRATCH
         # Without user namespaces processes are counted by uid, so that each submission needs one of its own.
         uid = UID + (self._mode == "fresh") * secrets.randbelow(1 << 26) if drops else os.geteuid() or 65534
-        wrapper = [] if plain else _bubblewrap(self._mode, uid, drops, self.gpu, self.labs, Path(self._folder.name))
+        wrapper = [] if plain else bubblewrap.command(self._mode, uid, drops, self.gpu, self.labs, Path(self._folder.name))
         command = [*wrapper, sys.executable, "-P", "-m", "autograder.forkserver"]
-        process = _Process(command, self._mode, uid, drops and not plain, _environment(scratch, self.gpu),
+        process = _Process(command, self._mode, uid, drops and not plain, bubblewrap.environment(scratch, self.gpu),
                            self._folder.name, self.memory, self._order())
         self._processes = [p for p in self._processes if p.alive()] + [process]
         return process
@@ -243,12 +237,12 @@ class _Process:
             theirs.close()
         pid = number = answer["pid"]
         if pidfd is not None:
-            pid = self._popen.pid if self.mode == "fresh" else _pid_of(pidfd)
+            pid = self._popen.pid if self.mode == "fresh" else processes.pid_of(pidfd)
             os.close(pidfd)
-        for each in _tree(pid):  # if the machine runs out of memory, these go, and not the grader
+        for each in processes.tree(pid):  # if the machine runs out of memory, these go, and not the grader
             with suppress(OSError):
                 Path(f"/proc/{each}/oom_score_adj").write_text("1000")
-        child = Child(pid, Connection(ours), self, number, _cgroup(pid, self.memory))
+        child = Child(pid, Connection(ours), self, number, processes.cgroup_for(pid, self.memory + 2 * SCRATCH_BYTES, PROCESSES))
         self.children.append(child)
         return child
 
@@ -257,7 +251,7 @@ class _Process:
             if child not in self.children:
                 return
             self.children.remove(child)
-        child.peak_bytes = max([child.peak_bytes, *(_status_bytes(pid, "VmHWM") for pid in _tree(child.pid))])
+        child.peak_bytes = max([child.peak_bytes, *(processes.status_bytes(pid, "VmHWM") for pid in processes.tree(child.pid))])
         try:
             if self.mode == "fresh":
                 self.stop()
@@ -305,19 +299,19 @@ class _Process:
             time.sleep(WATCH_SECONDS)
 
     def _watch(self, child: Child) -> None:
-        tree = _tree(child.pid)
-        held = sum(_status_bytes(pid, "VmRSS") for pid in tree)
+        tree = processes.tree(child.pid)
+        held = sum(processes.status_bytes(pid, "VmRSS") for pid in tree)
         if held > self.memory:  # shared pages were counted more than once; counting them well takes longer
-            held = sum(_proportional_bytes(pid) for pid in tree)
+            held = sum(processes.proportional_bytes(pid) for pid in tree)
         with self._lock:
             if held > self.memory and child in self.children:  # else the pid may be another's by now
                 child.ended, child.peak_bytes = _too_much(self.memory), held
-                self._kill_inside() if self.mode == "fresh" else _kill(child.pid)
+                self._kill_inside() if self.mode == "fresh" else processes.kill(child.pid)
 
     def _kill_inside(self) -> None:
         """bubblewrap's number 1; with it goes all that is inside, and then bubblewrap itself."""
-        for pid in _tree(self._popen.pid)[1:2]:
-            _kill(pid)
+        for pid in processes.tree(self._popen.pid)[1:2]:
+            processes.kill(pid)
 
     def _ask(self, order: dict, fd: int | None = None) -> tuple[dict, int | None]:
         with self._talking:
@@ -338,188 +332,8 @@ class _Process:
         return answer, fd
 
 
-# ---------------------------------------------------------------- processes, as seen from outside
-
-def _tree(pid: int) -> list[int]:
-    """A process and all its descendants, parents first; empty where there is no /proc."""
-    found = [pid] if os.path.isdir(f"/proc/{pid}") else []
-    for parent in found:
-        for file in glob(f"/proc/{parent}/task/*/children"):
-            with suppress(OSError), open(file) as stream:
-                found += map(int, stream.read().split())
-    return found
-
-
-def _status_bytes(pid: int, field: str) -> int:
-    with suppress(OSError), open(f"/proc/{pid}/status") as file:
-        for line in file:
-            if line.startswith(field):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _proportional_bytes(pid: int) -> int:
-    """Resident memory, each shared page divided by the number of those who share it."""
-    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        for line in file:
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _pid_of(pidfd: int) -> int:
-    with open(f"/proc/self/fdinfo/{pidfd}") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
-
-
 def _too_much(memory: int) -> str:
     return f"used more than {memory / 2**30:g} GiB of memory"
-
-
-def _cgroup(pid: int, memory: int) -> Path | None:
-    """A cgroup for a process, where we may make one (root, cgroups version 2): the kernel then counts also what no
-    process shows, and is never late."""
-    parent = CGROUPS / "trainfast"
-    try:
-        if "memory" not in (CGROUPS / "cgroup.subtree_control").read_text().split():
-            return None
-        parent.mkdir(exist_ok=True)
-        (parent / "cgroup.subtree_control").write_text("+memory +pids")
-        group = parent / f"{os.getpid()}-{pid}"
-        group.mkdir()
-        for name, value in {"memory.max": memory + 2 * SCRATCH_BYTES, "memory.swap.max": 0, "memory.oom.group": 1,
-                            "pids.max": PROCESSES}.items():
-            (group / name).write_text(str(value))
-        for each in _tree(pid):
-            (group / "cgroup.procs").write_text(str(each))
-        return group
-    except OSError:
-        return None
-
-
-def _stands(pid: int) -> bool:
-    """All of its threads are stopped or dead; the first one may be dead and others alive."""
-    for file in glob(f"/proc/{pid}/task/*/stat"):
-        with suppress(OSError), open(file) as stream:
-            if stream.read().rpartition(")")[2].split()[0] not in "TtZX":
-                return False
-    return True
-
-
-def _kill(pid: int) -> None:
-    _signal(pid, signal.SIGKILL)
-
-
-def _signal(pid: int, number: int) -> None:
-    with suppress(OSError):
-        os.kill(pid, number)
-
-
-def _can_become_anyone() -> bool:
-    """True for a root whose user namespace knows our uids; a container's root may be an ordinary user outside."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return False
-    ranges = [list(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
-    return any(start <= UID and UID + (1 << 26) <= start + length for start, _, length in ranges)
-
-
-# ---------------------------------------------------------------- what is visible inside
-
-def _environment(scratch: str, gpu: bool) -> dict[str, str]:
-    """All environment variables of a submission."""
-    path, packages = [str(ROOT)], _torch_folder()
-    if not any(packages.is_relative_to(prefix) for prefix in (sys.prefix, sys.base_prefix)):
-        path.append(str(packages))
-    environment = {
-        "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8",
-        "USER": "student", "LOGNAME": "student", "MPLBACKEND": "agg", "MPLCONFIGDIR": scratch,
-        "PYTHONPATH": os.pathsep.join(path), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRAINFAST_JUDGED": "1"}
-    if gpu:
-        # The fork server must not touch CUDA, or its children could not; this makes torch ask the driver's library.
-        environment |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    else:
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
-    wanted = ("LD_LIBRARY_PATH", *(("CUDA_HOME", "CUDA_VISIBLE_DEVICES") if gpu else ()))
-    return environment | {name: os.environ[name] for name in wanted if name in os.environ}
-
-
-def _torch_folder() -> Path:
-    """Where packages are installed: below sys.prefix, or after pip install --user in the home directory."""
-    return Path(importlib.util.find_spec("torch").origin).parent.parent
-
-
-def _bubblewrap(mode: str, uid: int, drops: bool, gpu: bool, labs: Path, folder: Path) -> list[str]:
-    """bubblewrap's command line: what of this machine is visible inside.
-
-    `places` holds what makes each place. Parents come first, so that of two places the deeper one wins.
-    """
-    places: dict[Path, list[str]] = {}
-
-    def show(path: Path, kind: str = "--ro-bind") -> None:
-        if os.path.exists(path):
-            places[path] = [kind, os.path.realpath(path), str(path)]
-
-    def shown(path: Path) -> bool:
-        return any(places.get(parent, [""])[0] == "--ro-bind" for parent in path.parents)
-
-    def cover(path: Path, *options: str) -> None:
-        places[path] = [*options, "--perms", "1777", "--tmpfs", str(path)]
-
-    for path in map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")):
-        if path.is_symlink():
-            places[path] = ["--symlink", os.readlink(path), str(path)]
-        else:
-            show(path)
-    for name in ("etc/ld.so.cache", "etc/ld.so.conf", "etc/ld.so.conf.d", "etc/alternatives", "etc/localtime",
-                 "sys" if gpu else "sys/devices/system"):
-        show(Path("/") / name)
-    for name, text in {"passwd": f"student:x:{uid}:{uid}::{SCRATCH}:/bin/sh\n", "nsswitch.conf": "hosts: files\n",
-                       "hosts": "127.0.0.1 localhost\n::1 localhost\n"}.items():
-        (folder / name).write_text(text)
-        places[Path("/etc") / name] = ["--ro-bind", str(folder / name), f"/etc/{name}"]
-    places[Path("/dev")] = ["--dev", "/dev"]
-    for path in [*glob("/dev/nvidia*"), "/dev/dxg"] if gpu else []:
-        show(Path(path), "--dev-bind")
-    # Root mounts it later: bubblewrap covers parts of it for root, and no child could mount its own.
-    places[Path("/proc")] = ["--perms", "0755", "--dir", "/proc"] if drops else ["--proc", "/proc"]
-    if mode == "fresh":
-        for name in (SCRATCH, "/tmp", "/dev/shm"):
-            cover(Path(name), "--size", str(SCRATCH_BYTES))
-    else:  # children mount their own
-        cover(Path(SCRATCH))
-        places[Path("/tmp")] = ["--perms", "0755", "--dir", "/tmp"]
-
-    # Python. Of a prefix only what Python has put there: it may be somebody's home directory.
-    real = Path(os.path.realpath(sys.executable)).parent.parent
-    for prefix in {Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.base_prefix)), real}:
-        for name in ("bin", "lib", "lib64", "include", "pyvenv.cfg"):
-            show(prefix / name)
-    link = Path(sys.executable)
-    while link.is_symlink():
-        if not shown(link):
-            places[link] = ["--symlink", os.readlink(link), str(link)]
-        link = link.parent / os.readlink(link)
-    if not shown(_torch_folder()):
-        show(_torch_folder())
-
-    # The course. Where it or a home lies inside what is shown, the rest of it is covered.
-    for path in (HOME, ROOT, ROOT / "autograder", labs.parent, labs.parent / "solutions"):
-        if shown(path) and path.is_dir() and path != _torch_folder():
-            cover(path)
-    for path in (ROOT / "course", labs, *(ROOT / "autograder" / name for name in INSIDE)):
-        show(path)
-
-    for path in list(places):
-        for parent in path.parents[:-1]:
-            places.setdefault(parent, ["--perms", "0755", "--dir", str(parent)])
-    writable = {Path(SCRATCH), Path("/tmp"), Path("/dev/shm")}
-    closed = ["/", *(str(p) for p, made in places.items() if made[-2] in ("--tmpfs", "--dev") and p not in writable)]
-    return [shutil.which("bwrap"), "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net",
-            "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", "localhost",
-            *([] if drops else ["--unshare-user", "--uid", str(uid), "--gid", str(uid)]),
-            *(option for path in sorted(places, key=lambda p: p.parts) for option in places[path]),
-            *(option for place in closed for option in ("--remount-ro", place)), "--chdir", SCRATCH, "--"]
 
 
 # ---------------------------------------------------------------- whether it holds
@@ -528,7 +342,7 @@ def _bubblewrap(mode: str, uid: int, drops: bool, gpu: bool, labs: Path, folder:
 def _traps(server: ForkServer, process: _Process) -> Iterator[dict]:
     """What isolate.probe must not be able to reach, set up for the time of the test, and what else it needs to know."""
     with ExitStack() as stack:
-        course = [server.labs.parent] if server.labs.parent != _torch_folder() else []  # that is an installed package
+        course = [server.labs.parent] if server.labs.parent != bubblewrap.torch_folder() else []  # that is an installed package
         planted = []
         for folder in (Path(tempfile.gettempdir()), HOME, *(root / ".trainfast" for root in course)):
             with suppress(OSError):  # where not even the grader can write, nothing can be planted
@@ -550,7 +364,7 @@ def _traps(server: ForkServer, process: _Process) -> Iterator[dict]:
                "absent": [str(path) for path in absent], "port": port, "abstract": abstract,
                "writable": [SCRATCH, "/tmp", "/dev/shm", *(["/proc", "/dev/pts"] if process.mode == "fresh" else [])],
                "scratch_bytes": SCRATCH_BYTES, "processes": PROCESSES,
-               "environment": [*_environment(SCRATCH, server.gpu), "PWD", "LC_CTYPE"]}
+               "environment": [*bubblewrap.environment(SCRATCH, server.gpu), "PWD", "LC_CTYPE"]}
 
 
 def _ask_probe(connection: Connection, expected: dict) -> list[str]:
@@ -564,33 +378,6 @@ def _ask_probe(connection: Connection, expected: dict) -> list[str]:
     if op != "result":
         return [str(body.get("message"))]
     return value[0]
-
-
-def _missing() -> str:
-    """Why isolation need not even be tried."""
-    if sys.platform != "linux":
-        return f"bubblewrap exists for Linux only, not for {sys.platform}; use WSL on Windows, else a virtual machine"
-    if shutil.which("bwrap") is None:
-        return "bubblewrap is not installed; install the package bubblewrap (apt, dnf, pacman, apk)"
-    return ""
-
-
-def _cure() -> str:
-    """What forbids namespaces here and how to change that, if it is one of the known things."""
-    status = Path("/proc/self/status").read_text()
-    if os.geteuid() == 0:
-        if not int(status.split("CapEff:")[1].split()[0], 16) & 1 << 21:
-            return ("this root has no CAP_SYS_ADMIN, as in most containers; start the container with --privileged, "
-                    "or grade outside of it")
-    for file, refuses, cure in (("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=15000"),
-                                ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-                                ("kernel/apparmor_restrict_unprivileged_userns", "1",
-                                 "load AppArmor's profile bwrap-userns-restrict (package apparmor-profiles), "
-                                 "or sysctl kernel.apparmor_restrict_unprivileged_userns=0")):
-        with suppress(OSError):
-            if Path("/proc/sys", file).read_text().strip() == refuses:
-                return f"user namespaces are forbidden (/proc/sys/{file} is {refuses}); as root: {cure}"
-    return ""
 
 
 def isolation_report() -> str:

@@ -22,10 +22,9 @@ from rich.table import Table
 
 from autograder import execute, mutants, timing
 from autograder.demo import fill, reference_sources
-from autograder.grade import specification_stamp
+from autograder.ledger import specification_stamp
 from autograder.judge import Lab, judge
 from autograder.leaks import Secrets
-from autograder.remote import Remote
 from autograder.repair import judged_cells
 from autograder.results import read_json, write_json
 from autograder.sandbox import ForkServer

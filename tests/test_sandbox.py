@@ -15,24 +15,26 @@ from types import SimpleNamespace
 
 import pytest
 
-from autograder import sandbox
+from autograder import bubblewrap, processes, sandbox
+from autograder.bubblewrap import ROOT
+from autograder.processes import tree
 from autograder.remote import Remote
-from autograder.sandbox import ROOT, ForkServer, SandboxError, _tree
+from autograder.sandbox import ForkServer, SandboxError
 from course.spec.student import Student, StudentError
 
 SECRET = "SECRET_OF_THE_GRADER"
 
 
 @pytest.fixture
-def bubblewrap():
-    if reason := sandbox._missing():
+def needs_bubblewrap():
+    if reason := bubblewrap.missing():
         pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """An isolated fork server, for a course whose visible tests lie in a temporary folder."""
-    if reason := sandbox._missing():
+    if reason := bubblewrap.missing():
         pytest.skip(reason)
     root = tmp_path_factory.mktemp("course")
     for file in ("labs/11_doubling/test_visible.py", "solutions/11_doubling/test_hidden.py", "gradebook.db",
@@ -42,7 +44,7 @@ def server(tmp_path_factory):
     os.environ[SECRET] = "42"
     try:
         with ForkServer(labs=root / "labs") as server:
-            if server._mode != "nested" and sandbox._cure():
+            if server._mode != "nested" and bubblewrap.cure():
                 pytest.skip(f"no nested namespaces: {server.isolation}")
             yield server
     finally:
@@ -130,7 +132,7 @@ def test_without_bubblewrap_the_package_to_install_is_named(plain_only):
 
 def test_on_other_systems_isolation_is_not_claimed(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert "Linux only" in sandbox._missing()
+    assert "Linux only" in bubblewrap.missing()
 
 
 # ---------------------------------------------------------------- files
@@ -163,7 +165,7 @@ def test_no_other_file_of_the_course_can_be_found(server):
     known = [str(ROOT / "course"), sys.prefix, sys.base_prefix, str(server.labs)]
     roots = [str(ROOT), str(Path.home()), str(server.labs.parent), "/home", "/root", "/var", "/opt", "/srv", "/mnt", "/run"]
     found = [path for path in attack(server, code, roots, known) if not path.startswith(sys.base_prefix)]
-    assert sorted(set(found)) == sorted(str(ROOT / "autograder" / name) for name in sandbox.INSIDE)
+    assert sorted(set(found)) == sorted(str(ROOT / "autograder" / name) for name in bubblewrap.INSIDE)
 
 
 def test_only_scratch_and_shared_memory_can_be_written(server):
@@ -206,8 +208,8 @@ def test_a_disk_bomb_fills_its_own_scratch_space_only(server):
     """
     with student(server, code) as bomber:
         assert bomber.one_large_file() == "File too large"
-        total, error = bomber.attack(2 * sandbox.SCRATCH_BYTES)
-    assert total <= sandbox.SCRATCH_BYTES and error == "No space left on device"
+        total, error = bomber.attack(2 * bubblewrap.SCRATCH_BYTES)
+    assert total <= bubblewrap.SCRATCH_BYTES and error == "No space left on device"
 
 
 def test_file_descriptors_run_out_for_their_owner_only(server):
@@ -329,7 +331,7 @@ def test_only_its_own_process_is_visible_and_can_be_killed(server):
     """
     other = server.fork()
     assert attack(server, code) == ([1], 0, ["1"])
-    assert other in server._process.children and _tree(other.pid), "a sibling was killed"
+    assert other in server._process.children and tree(other.pid), "a sibling was killed"
     server.kill(other)
 
 
@@ -358,7 +360,7 @@ def test_a_fork_bomb_stops_at_its_limit_and_disturbs_nobody(server):
     bomber.connection.receive()
     bomber.connection.send("call", {"function": "attack", "request": 1}, ((), {}, None))
     time.sleep(1)
-    processes = _tree(bomber.pid)
+    processes = tree(bomber.pid)
     assert 1 < len(processes) <= sandbox.PROCESSES
     assert attack(server, "import os\ndef attack(): return os.waitpid(os.fork() or os._exit(7), 0)[1]") == 7 << 8
     server.kill(bomber)
@@ -454,7 +456,7 @@ def test_what_a_submission_leaves_running_ends_with_it(server):
     with student(server, code) as each:
         each.attack()
         [child] = server._process.children
-        processes = _tree(child.pid)
+        processes = tree(child.pid)
         assert len(processes) == 2
     assert not any(os.path.exists(f"/proc/{pid}") for pid in processes)
 
@@ -519,7 +521,7 @@ def gone(pids, seconds=20.0) -> bool:
 def test_a_fork_server_that_died_is_replaced_at_the_next_fork(server):
     child = server.fork()
     old = server._process
-    inside = [pid for pid in _tree(old._popen.pid) if pid != child.pid]
+    inside = [pid for pid in tree(old._popen.pid) if pid != child.pid]
     os.kill(inside[-1], signal.SIGKILL)
     assert gone(inside) and gone([child.pid])
     server.kill(child)  # does not raise
@@ -535,7 +537,7 @@ def test_closing_ends_everything_at_once(server):
     child = server.fork()
     child.connection.send("cells", {"cells": [DAEMON, "while True: pass"], "skip": [], "seed": 0})
     child.connection.receive()
-    processes = _tree(server._process._popen.pid)
+    processes = tree(server._process._popen.pid)
     assert len(processes) >= 4
     server._stop()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in processes)
@@ -570,8 +572,8 @@ def grader(*wrapper: str, environment: dict | None = None, arguments: tuple = ()
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["isolated", "plain"])
 def test_a_killed_grader_leaves_no_process(path):
     with grader(environment={"PATH": path} if path else None) as (popen, isolation):
-        assert isolation.startswith("not isolated" if path or sandbox._missing() or sandbox._cure() else "isolated")
-        processes = _tree(popen.pid)
+        assert isolation.startswith("not isolated" if path or bubblewrap.missing() or bubblewrap.cure() else "isolated")
+        processes = tree(popen.pid)
         assert len(processes) >= 4  # itself, a fork server, a submission, what that one left
         popen.kill()
         popen.wait()
@@ -580,7 +582,7 @@ def test_a_killed_grader_leaves_no_process(path):
 
 # ---------------------------------------------------------------- other systems
 
-def test_where_namespaces_cannot_be_nested_each_submission_gets_a_bubblewrap(bubblewrap, monkeypatch):
+def test_where_namespaces_cannot_be_nested_each_submission_gets_a_bubblewrap(needs_bubblewrap, monkeypatch):
     monkeypatch.setenv(sandbox.NO_NESTED, "1")
     monkeypatch.setenv(SECRET, "42")
     code = textwrap.dedent(LEAVE) + textwrap.dedent("""
@@ -594,13 +596,13 @@ def test_where_namespaces_cannot_be_nested_each_submission_gets_a_bubblewrap(bub
             return found
     """)
     with ForkServer() as fresh:
-        if fresh._mode == "plain" and sandbox._cure():
+        if fresh._mode == "plain" and bubblewrap.cure():
             pytest.skip(fresh.isolation)
         assert fresh.isolation.startswith("isolated: bubblewrap") and "cannot be nested" in fresh.isolation
         with student(fresh, code) as first:
             first.leave()
             assert first.secrets([str(ROOT / "solutions"), str(ROOT / "autograder/judge.py"), "/etc/shadow"]) == []
-            processes = _tree(first._transport._child.pid)
+            processes = tree(first._transport._child.pid)
             assert len(processes) >= 4  # bubblewrap twice, the submission, what it left
             assert attack(fresh, code) == []
             fresh.close()
@@ -622,7 +624,7 @@ def ordinary_user() -> list[str]:
             "--bounding-set=-all"]
 
 
-def test_an_ordinary_user_gets_isolation_too(bubblewrap):
+def test_an_ordinary_user_gets_isolation_too(needs_bubblewrap):
     if os.geteuid() != 0:
         pytest.skip("this is an ordinary user already")
     look = f"import os; os.listdir({sys.base_prefix!r}); os.listdir({str(ROOT)!r})"
@@ -632,7 +634,7 @@ def test_an_ordinary_user_gets_isolation_too(bubblewrap):
         assert isolation.startswith("isolated: bubblewrap, uid 12345")
 
 
-def test_forbidden_user_namespaces_are_named_with_the_setting(bubblewrap):
+def test_forbidden_user_namespaces_are_named_with_the_setting(needs_bubblewrap):
     code = "from autograder.sandbox import ForkServer\nForkServer(require_isolation=True)"
     script = 'echo 0 > /proc/sys/user/max_user_namespaces || exit 9; exec "$@"'
     done = subprocess.run(["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", sys.executable, "-c", code],
@@ -642,7 +644,7 @@ def test_forbidden_user_namespaces_are_named_with_the_setting(bubblewrap):
     assert "not isolated: user namespaces are forbidden" in done.stderr and "sysctl user.max_user_namespaces" in done.stderr
 
 
-def test_a_root_without_its_powers_is_told_so(bubblewrap):
+def test_a_root_without_its_powers_is_told_so(needs_bubblewrap):
     if os.geteuid() != 0:
         pytest.skip("needs root")
     code = "from autograder.sandbox import isolation_report\nprint(isolation_report())"
@@ -652,11 +654,11 @@ def test_a_root_without_its_powers_is_told_so(bubblewrap):
 
 
 def test_a_cgroup_is_used_where_the_kernel_offers_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox, "CGROUPS", tmp_path)
-    monkeypatch.setattr(sandbox, "_tree", lambda pid: [pid])
+    monkeypatch.setattr(processes, "CGROUPS", tmp_path)
+    monkeypatch.setattr(processes, "tree", lambda pid: [pid])
     (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
-    assert sandbox._cgroup(os.getpid(), 1 << 30) is None
+    assert processes.cgroup_for(os.getpid(), 1 << 30, 256) is None
     (tmp_path / "cgroup.subtree_control").write_text("cpu memory pids\n")
-    group = sandbox._cgroup(os.getpid(), 1 << 30)
-    assert (group / "memory.max").read_text() == str((1 << 30) + 2 * sandbox.SCRATCH_BYTES)
+    group = processes.cgroup_for(os.getpid(), 1 << 30, 256)
+    assert (group / "memory.max").read_text() == str(1 << 30)
     assert (group / "cgroup.procs").read_text() == str(os.getpid())

@@ -16,12 +16,13 @@ import pytest
 import torch
 from submitted import Attack, all_attacks
 
-from autograder import jobs, remote, sandbox, timing
+from autograder import bubblewrap, jobs, remote, timing
+from autograder.bubblewrap import ROOT
 from autograder.demo import LAB, fill, reference_sources
 from autograder.grade import find_submissions, grade
 from autograder.gradebook import save_class
 from autograder.jobs import Job, work
-from autograder.sandbox import ROOT, _tree
+from autograder.processes import tree
 
 ATTACKS = all_attacks()
 CANARY = "canary-" + "0123456789abcdef"
@@ -93,7 +94,7 @@ class Grader:
 
     def processes(self) -> list[int]:
         """All that run below the fork server: itself, and nothing else between two submissions."""
-        return [pid for process in self.server._processes for pid in _tree(process._popen.pid)]
+        return [pid for process in self.server._processes for pid in tree(process._popen.pid)]
 
     def knocks(self) -> int:
         """How many connections were made to the grader's own services."""
@@ -139,7 +140,7 @@ def short_deadlines():
 
 @pytest.fixture(scope="module")
 def grader():
-    if reason := sandbox._missing() or sandbox._cure():
+    if reason := bubblewrap.missing() or bubblewrap.cure():
         pytest.skip(f"attacks need a sandbox, and here it is {reason}")
     grader = Grader(sandboxed=True)
     yield grader
@@ -152,7 +153,7 @@ def open_grader():
     if sys.platform != "linux":
         pytest.skip("the attacks are written for Linux")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sandbox, "_missing", lambda: "this test does without")
+        patch.setattr(bubblewrap, "missing", lambda: "this test does without")
         grader = Grader(sandboxed=False)
     yield grader
     grader.close()
@@ -270,18 +271,18 @@ def test_a_paused_submission_gets_no_time_and_goes_on_afterwards(grader):
     submission = remote.Remote(grader.server, ["import ctypes", code])
     try:
         assert not submission.cell_errors
-        tree = _tree(submission._child.pid)
+        pids = tree(submission._child.pid)
 
         def spent():
-            return sum(int(field) for pid in tree for field in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+            return sum(int(field) for pid in pids for field in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
         with submission.paused():
             before = spent()
             time.sleep(0.3)
-            assert spent() == before and len(tree) == 4
+            assert spent() == before and len(pids) == 4
         time.sleep(0.3)
         assert spent() > before
         submission.begin("still")
         assert submission.ask("call", {"function": "still"}, ((), {}, None), "result", name="still")[0] == 1
     finally:
         submission.close()
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in tree)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
