@@ -1,9 +1,9 @@
 """The long measurements of lab 12, with seeds: `python full_run.py [PART ...]` writes full_run.json beside this file.
 
 It runs the functions of the lab that lies beside it: the reference in the course's own repository, yours in a student's.
-Without PART all of them run, one after the other: `mlp`, `lower_rates`, `convnet` and `recurrent` (test error by normaliser and batch
-size), `rates` (the widest learning rate), `depth` (pre- and post-norm), `embedding` (LayerNorm after it), and `folding`
-(speed). About a quarter of an hour on one free core.
+Without PART all of them run, one after the other: `mlp`, `lower_rates` and `convnet` (test error by normaliser and batch size),
+`rates` (the widest learning rate), `depth` (pre- and post-norm) and `embedding` (LayerNorm after it). About a quarter
+of an hour on one free core.
 """
 import datetime
 import json
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from course import data, device, models, timing, train
+from course import data, device, models, train
 
 HERE = Path(__file__).resolve().parent
 CARD = device.describe()
@@ -33,13 +33,13 @@ torch.set_num_threads(1)  # small tensors: a second thread would only get in the
 
 
 def lab_functions() -> dict:
-    """The names that the lab's setup, given and exercise cells define, as far as they are wanted here."""
+    """The names that the lab's setup and the three normalisers' cells define."""
     script, notebook = HERE / "normalization.py", HERE / "normalization.ipynb"
     if script.exists():
         cells = re.split(r"^# %%.*$", script.read_text(), flags=re.MULTILINE)
     else:
         cells = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    wanted = re.compile(r"^(import math$|def (batch_norm|layer_norm|group_norm|fold_batch_norm|block_pre_ln)\(|class BatchNorm\()",
+    wanted = re.compile(r"^(import math$|def (batch_norm|layer_norm|group_norm)\()",
                         re.MULTILINE)
     names: dict = {}
     for source in cells:
@@ -206,48 +206,6 @@ def convnet(seeds: int = 3, rates: tuple = (0.03, 0.1), batches: tuple = (2, 8, 
                     f"{seeds} seeds; mean and 95% interval; GroupNorm has 4 groups, BatchNorm is torch's", "error": found}
 
 
-# --- recurrent networks ----------------------------------------------------------------------------------------------
-
-class ManyRNNs(nn.Module):
-    """s tanh networks that read an image row by row; the norm stands on the sum of both products, where `own` says with
-    running statistics of its own for each row."""
-
-    def __init__(self, kind: str, seeds: list[int], own: bool, rows: int = 10, d: int = 64):
-        super().__init__()
-        def stacked(*shape):
-            return nn.Parameter(torch.stack([(2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) - 1) / d**0.5 for seed in seeds]))
-        s = len(seeds)
-        self.rows, self.into, self.again, self.bias, self.out = rows, stacked(rows, d), stacked(d, d), nn.Parameter(torch.zeros(s, 1, d)), stacked(d, 10)
-        self.norm, self.own = Norms(kind, s, d), own
-        self.kept = [dict(self.norm.running) for _ in range(rows)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros(*x.shape[:2], self.again.shape[1])
-        for t, row in enumerate(x.unflatten(-1, (self.rows, -1)).unbind(2)):
-            if self.own:
-                self.norm.running = self.kept[t]
-            h = torch.tanh(self.norm(torch.bmm(h, self.again) + torch.bmm(row, self.into) + self.bias))
-            if self.own:
-                self.kept[t] = self.norm.running
-        return torch.bmm(h, self.out)
-
-
-def recurrent(seeds: int = 5, epochs: int = 3) -> dict:
-    images, grid = data.mnist5k(), (0.03, 0.1, 0.3)
-    ink = lambda x: F.avg_pool2d(x[:, :, 4:24, 4:24], 2)  # without the empty border: rows of nothing have no variance
-    small = data.Images(ink(images.train_x), images.train_y, ink(images.test_x), images.test_y, 10, "rows")
-    each, found = [(seed, lr) for lr in grid for seed in range(seeds)], {}
-    arms = {"none": ("none", False), "BatchNorm": ("BatchNorm", False), "BatchNorm, own statistics for each row": ("BatchNorm", True),
-            "LayerNorm": ("LayerNorm", False)}
-    for name, (kind, own) in arms.items():
-        for batch in (4, 32):
-            model = ManyRNNs(kind, [seed for seed, _ in each], own)
-            errors = train_many(model, small, [seed for seed, _ in each], [lr for _, lr in each], batch, epochs if batch > 4 else 1)
-            found.setdefault(name, {})[batch] = best_rate(errors.view(len(grid), seeds), grid)
-    return {"what": f"test error of a tanh RNN (64 units, norm before the tanh) that reads mnist5k, cut and pooled to 10x10, row by row; {epochs} epochs at batch 32, "
-                    f"1 at batch 4; plain SGD, best of the rates {grid}, {seeds} seeds; mean and 95% interval", "error": found}
-
-
 # --- transformers ----------------------------------------------------------------------------------------------------
 
 def learn(model: nn.Module, text, lr: Callable[[int], float], steps: int, seed: int, watch: Callable = lambda: None, batch: int = 8) -> list[float]:
@@ -310,37 +268,8 @@ def embedding(seeds: int = 8, steps: int = 160) -> dict:
                     f"loss (nats) of steps 60 to 69 and of the last 20 of {steps}; largest activation after any block; {seeds} seeds", "arms": found}
 
 
-# --- speed -----------------------------------------------------------------------------------------------------------
-
-def folding() -> dict:
-    found = {}
-    for images, side, channels in ((1, 8, 8), (1, 28, 8), (1, 28, 32), (32, 28, 8), (32, 28, 32)):
-        def inputs(seed: int) -> tuple:
-            g = torch.Generator().manual_seed(seed)
-            draw = lambda *shape: torch.randn(*shape, generator=g)
-            layers = [(draw(channels, channels, 3, 3) / (9 * channels) ** 0.5, torch.zeros(channels), torch.rand(channels, generator=g) + 0.5,
-                       draw(channels), draw(channels), torch.rand(channels, generator=g) + 0.5) for _ in range(6)]
-            return layers, [LAB["fold_batch_norm"](*layer) for layer in layers], draw(images, channels, side, side)
-
-        @torch.no_grad()
-        def apart(layers, ready, x):
-            for w, b, weight, bias, mean, var in layers:
-                x = F.relu_(F.batch_norm(F.conv2d(x, w, b, padding=1), mean, var, weight, bias, False))
-            return x
-
-        @torch.no_grad()
-        def folded(layers, ready, x):
-            for w, b in ready:
-                x = F.relu_(F.conv2d(x, w, b, padding=1))
-            return x
-        r = timing.compare(folded, apart, inputs, seconds=6, device="cpu")
-        found[f"{images} x {side}x{side}, {channels} channels"] = {"ratio": round(r.ratio, 3), "interval": [round(r.low, 3), round(r.high, 3)],
-                                                                    "folded_ms": round(1e3 * r.candidate_seconds, 4), "apart_ms": round(1e3 * r.baseline_seconds, 4)}
-    return {"what": "six 3x3 convolutions with BatchNorm and ReLU: time of torch's BatchNorm after each over folded, one thread, 95% interval", "ratios": found}
-
-
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (mlp, lower_rates, rates, convnet, recurrent, depth, embedding, folding)}
+    parts = {f.__name__: f for f in (mlp, lower_rates, rates, convnet, depth, embedding)}
     target = HERE / "full_run.json"
     for part in sys.argv[1:] or parts:
         begin = time.perf_counter()
