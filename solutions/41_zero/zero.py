@@ -31,7 +31,7 @@ from torch import Tensor
 from course import claims, cluster, data, layers, plots, ranks, timing
 from course.check import check, setup, speed
 from course.cluster import Cluster, stream, taking
-from course.comm import Communicator
+from course.comm import Communicator, Handle
 
 setup("41_zero")
 State = dict[str, Tensor | int | float]  # what an optimiser remembers; empty before the first step
@@ -208,32 +208,33 @@ def ring_all_gather(comm: Communicator, shard: Float[Tensor, "shard"], numel: in
 check(ring_all_gather)
 
 # %% tags=["experiment"]
-def median_seconds(comm, sizes, repeats=9):
-    """Median time of both gathers for shards of each size, after one for warming up."""
+def shortest_seconds(comm, sizes, repeats=25):
+    """Shortest time of both gathers for shards of each size: the one that other work on this machine has disturbed least."""
     import time
     found = {"your ring": [], "built in": []}
     for size in sizes:
         shard, numel = torch.ones(size), size * comm.world
         for name, gather in (("your ring", lambda: ring_all_gather(comm, shard, numel)), ("built in", lambda: comm.all_gather(shard).wait())):
             times = []
-            for _ in range(repeats + 1):
+            for _ in range(repeats):
                 comm.all_reduce(torch.ones(1)).wait()   # all begin together
                 begin = time.perf_counter()
                 gather()
                 times.append(time.perf_counter() - begin)
-            found[name].append(sorted(times[1:])[repeats // 2])
+            found[name].append(min(times))
     return found
 
 sizes = [2 ** k for k in range(9, 22, 2)]
-found = ranks.run(median_seconds, world=2, args=(sizes,))[0]
+found = ranks.run(shortest_seconds, world=2, args=(sizes,))[0]
 plots.lines({name: [1e3 * t for t in times] for name, times in found.items()}, x=[8 * s / 1e3 for s in sizes], logx=True, logy=True,
-            title="All-gather between two real processes", xlabel="whole tensor (kB)", ylabel="median time (ms)",
-            alt=f"Time against size. Both are flat below some tens of kB and then grow in proportion; at the largest size your ring "
-                f"needs {1e3 * found['your ring'][-1]:.0f} ms, the built-in one {1e3 * found['built in'][-1]:.0f} ms.")
+            title="All-gather between two real processes", xlabel="whole tensor (kB)", ylabel="shortest time (ms)",
+            alt=f"Time against size. In ms, from the smallest to the largest: your ring "
+                f"{[round(1e3 * t, 2) for t in found['your ring']]}, built in {[round(1e3 * t, 2) for t in found['built in']]}.")
 
 # %% [markdown]
-# Small messages all cost the same, a *latency*; large ones cost bytes over *bandwidth*. Two numbers describe a link,
-# and the simulated cluster knows no more than these two.
+# Small messages all cost about the same, a *latency*; large ones cost bytes over *bandwidth*. Two numbers describe a
+# link, and the simulated cluster knows no more than these two. (How far the times can be trusted you see from how
+# smooth the curves are: on a machine that does other things as well, they are not.)
 
 # %% [markdown]
 # ### Optional · Both halves
@@ -357,7 +358,10 @@ def ddp_step(comm: Communicator, params: list[Tensor], backward: Callable, bucke
 # %%
 check(ddp_step)
 
-# %% tags=["experiment"]
+# %% [markdown]
+# Two more functions for the experiments, given: the serial order, and one step in the simulator.
+
+# %%
 def reduce_at_the_end(comm, params, backward, buckets, state, lr=0.1):
     """The serial order: the same step, but all messages leave when backward has ended."""
     grads, new = {}, list(params)
@@ -376,6 +380,7 @@ def simulated_ddp(step, world, link, sizes, seconds, buckets, alike=True):
     args = [(params, backward(), buckets, {"step": 1}) for _ in range(1 if alike else world)]
     return cluster.run(step, args, world, link, alike=alike)
 
+# %% tags=["experiment"]
 # 8 layers of a million 16-bit numbers; the link is such that their all-reduce takes as long as backward
 link = Cluster(latency=0, bandwidth=2 * 16e6 / 2 / 8e-3)
 pairs = [[i, i - 1] for i in (7, 5, 3, 1)]
@@ -412,7 +417,7 @@ def train_ddp(comm, steps=60, batch=16, length=64):
     for i in range(steps):
         x, y = text.batch(batch, length, torch.Generator().manual_seed(i))
         backward = net.backward(x.long().chunk(comm.world)[comm.rank], y.long().chunk(comm.world)[comm.rank])
-        params, state = ddp_step(comm, params, backward, buckets, state, lr=0.5)
+        params, state = ddp_step(comm, params, backward, buckets, state, lr=0.2)
         losses.append(backward.loss)
         ranks.progress(i + 1, steps, float(losses[-1]))
     return comm.all_reduce(torch.stack(losses)).wait() / comm.world, torch.cat(params)
@@ -631,11 +636,11 @@ trained = {"one process": ranks.run(train_sharded, world=1, args=(2,))[0], "stag
            "stage 2": ranks.run(train_sharded, args=(2,))[0]}
 base = trained["one process"][0]
 curves = {name: losses for name, (losses, _, _) in trained.items()}
-apart = {name: (losses - base).abs().clamp(min=1e-9) for name, losses in curves.items() if name != "one process"}
+apart = {name: (losses - base).abs() for name, losses in curves.items() if name != "one process"}
 fig, (left, right) = plots.figure(columns=2, size=(9.6, 3.6), alt=f"Left: three losses fall from 5.5 to {base[-1]:.2f} nats, one on top "
     f"of the other. Right: their distance to one process's loss, at most {max(a.max() for a in apart.values()):.0e} nats.")
 plots.lines(curves, ax=left, alt="", marks=False, title="Three runs, one curve", xlabel="step", ylabel="loss (nats)")
-plots.lines(apart, ax=right, alt="", marks=False, logy=True, title="Distance to one process", xlabel="step", ylabel="nats")
+plots.lines(apart, ax=right, alt="", marks=False, title="Distance to one process", xlabel="step", ylabel="nats")
 plots.show(fig)
 print({name: f"{nbytes / 1e6:.2f} MB of optimiser state" for name, (_, _, nbytes) in trained.items()})
 
@@ -681,7 +686,7 @@ def prefetch(comm: Communicator, shards: list[Float[Tensor, "shard"]], sizes: li
 # %%
 check(prefetch)
 
-# %% tags=["experiment"]
+# %%
 def serial(comm, shards, sizes, order, use):
     """Each layer is gathered when it is needed."""
     return [use(layer, comm.all_gather(shards[layer]).wait()[:sizes[layer]]) for layer in order]
@@ -689,28 +694,31 @@ def serial(comm, shards, sizes, order, use):
 def passes(schedule, seconds, link, depth=6, world=4, size=4_000_000):
     """Forward and backward through `depth` layers in the simulator; each use takes `seconds`."""
     shards = [torch.empty(size // world, device="meta", dtype=torch.float16)] * depth
-    use = taking(seconds, lambda layer, weight: None)
+    def use(layer, weight):
+        return None
+    use = taking(seconds, use)
     return cluster.run(schedule, [(shards, [size] * depth, [*range(depth), *reversed(range(depth))], use)], world, link, alike=True)
 
+# %% tags=["experiment"]
 link = Cluster(latency=0, bandwidth=0.75 * 8e6 / 2e-3)     # a gather takes 2 ms
 rows, memory = {}, {}
 for name, schedule in {"serial": serial, "prefetch": prefetch}.items():
     run = passes(schedule, 2e-3, link)
     rows |= {f"{name}: {row[8:]}": spans for row, spans in run.spans(0, 1e3).items()}
-    at, size = zip(*run.held(0))
-    memory[name] = ([1e3 * t for t in (*at, run.seconds)], [s / 8e6 for s in (*size, size[-1])])
+    memory[name] = dict(run.held(0)) | {run.seconds: run.held(0)[-1][1]}     # of several changes at one time the last one
     print(f"{name}: {1e3 * run.seconds:.0f} ms")
 plots.timeline(rows, title="Six layers, forward and backward", xlabel="simulated time (ms)",
                alt="Timeline. Serial: gathers and uses by turns, never both. Prefetch: after the first gather, uses and gathers side by side.")
 
 # %% tags=["experiment"]
-fig, ax = plots.figure("Gathered layers that a rank holds", "simulated time (ms)", "layers", size=(8.4, 2.6), alt="Layers held against time: "
-                       f"one at a time in the serial order, up to {max(memory['prefetch'][1]):.0f} with prefetching; the model has six.")
-for name, style in plots.looks(memory).items():
-    ax.step(*memory[name], where="post", label=name, color=style["color"], linestyle=style["linestyle"])
-ax.set_ylim(0, 6.3)
-ax.legend()
-plots.show(fig)
+def steps(held):
+    """Curve of a quantity that stays as it is until the next change: time (ms), layers."""
+    times, sizes = zip(*held.items())
+    return [1e3 * t for t in times[:1] + tuple(t for t in times[1:] for _ in "be")], [s / 8e6 for s in sizes[:-1] for _ in "be"] + [sizes[-1] / 8e6]
+
+plots.lines({name: steps(held) for name, held in memory.items()} | {"the whole model": ([0, 48], [6, 6])}, marks=False, size=(8.4, 3),
+            title="Gathered layers that a rank holds", xlabel="simulated time (ms)", ylabel="layers", alt="Layers held against time: one at a "
+            f"time in the serial order, up to {max(memory['prefetch'].values()) / 8e6:.0f} with prefetching; the model has six.")
 
 # %% [markdown]
 # Serial takes gather + use for each layer, prefetching whichever of the two is longer:
@@ -804,46 +812,56 @@ plots.show(fig)
 # %% [markdown]
 # ### Is the simulator right?
 #
-# It knows four numbers: latency, bandwidth, and how long forward and backward take. Measure them on two real
-# processes of this machine, let the simulator predict the time of one data-parallel step, and compare with the step
-# itself.
+# It knows a latency, a bandwidth, and how long a rank computes. On two cores a real overlap is hard to see, because
+# messages are work for the same cores that compute. So let an accelerator do the computing, or something that needs
+# our cores as little as one: `time.sleep`. Everything else is real: two processes, your `ddp_step`, six gradients of
+# 2 MB through gloo. Measure the link and a step without messages, let the simulator predict the step with them, and
+# compare.
 #
 # **Predict:** within how many per cent will it be?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
 
-# %% tags=["experiment"]
-def measure_step(comm, repeats=15):
-    """Shortest times on real ranks: a small and a large all-reduce, a pass alone (both ranks at once), and whole steps."""
+# %%
+class Alone(Communicator):
+    """Nobody to talk to: a sum over one rank is there at once."""
+    def all_reduce(self, tensor):
+        return Handle(lambda: tensor)
+
+def measure_step(comm, depth=6, size=500_000, sleep=5e-3, repeats=25):
+    """Shortest times on real ranks: a small and a large all-reduce, a step without messages, and whole steps."""
     import time
-    net = layers.transformer(d=128, layers=4)
-    x, y = (t.long() for t in text.batch(4, 64, torch.Generator().manual_seed(comm.rank)))
-    params, backward, buckets = net.vectors(), net.backward(x, y), [[i] for i in reversed(range(len(net.sizes)))]
-    step = lambda step: lambda: step(comm, params, backward, buckets, {"step": 1})
-    small, large = torch.ones(1), torch.ones(1_000_000)
-    jobs = {"small": lambda: comm.all_reduce(small).wait(), "large": lambda: comm.all_reduce(large).wait(),
-            "compute": lambda: backward(params, lambda i, grad: None), "after": step(reduce_at_the_end), "during": step(ddp_step)}
+    params, buckets = [torch.zeros(size) for _ in range(depth)], [[i] for i in reversed(range(depth))]
+    def backward(params, hook):
+        for i in reversed(range(depth)):
+            time.sleep(sleep)
+            hook(i, params[i])
+    step = lambda function, comm=comm: lambda: function(comm, params, backward, buckets, {"step": 1})
+    jobs = {"small": lambda: comm.all_reduce(torch.ones(1)).wait(), "large": lambda: comm.all_reduce(params[0]).wait(),
+            "alone": step(ddp_step, Alone(lambda *_: None, 0, 1)),
+            "after": step(reduce_at_the_end), "during": step(ddp_step)}
     times = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():      # by turns, so that a slow moment hits all of them
-            comm.all_reduce(small).wait()
+            comm.all_reduce(torch.ones(1)).wait()
             begin = time.perf_counter()
             job()
             times[name].append(time.perf_counter() - begin)
-    return {name: min(values) for name, values in times.items()} | {"sizes": net.sizes}
+    return {name: min(values) for name, values in times.items()} | {"depth": depth, "size": size}
 
 def predict_step(found, overlap):
-    """The simulator's time for the same step: one layer a bucket, time of backward shared out by size."""
-    link = Cluster(found["small"] / 2, 4e6 / (found["large"] - found["small"]))     # an all-reduce on 2 ranks has 2 steps
-    seconds = [found["compute"] * size / sum(found["sizes"]) for size in found["sizes"]]
-    params = [torch.empty(size, device="meta") for size in found["sizes"]]
+    """The simulator's time for the same step. An all-reduce on two ranks has two hops, each with half of the bytes."""
+    link = Cluster(found["small"] / 2, 4 * found["size"] / (found["large"] - found["small"]))
+    seconds = [found["alone"] / found["depth"]] * found["depth"]
+    params = [torch.empty(found["size"], device="meta") for _ in seconds]
     backward = taking(lambda args, item: 0 if item is None else seconds[item[0]],
                       stream(lambda params: ((i, params[i]) for i in reversed(range(len(seconds)))), "backward"))
     buckets = [[i] for i in reversed(range(len(seconds)))]
     step = ddp_step if overlap else reduce_at_the_end
     return cluster.run(step, [(params, backward, buckets, {"step": 1})], 2, link, alike=True).seconds
 
+# %% tags=["experiment"]
 found = ranks.run(measure_step, world=2)[0]
 pairs = {"predicted": {}, "measured": {}}
 for name, overlap in (("after", False), ("during", True)):
@@ -851,11 +869,24 @@ for name, overlap in (("after", False), ("during", True)):
     pairs["predicted"][label], pairs["measured"][label] = 1e3 * predict_step(found, overlap), 1e3 * found[name]
 plots.bars(pairs, title="One step of two real processes", xlabel="time (ms)", width=8, form="{:.1f}",
            alt=f"Predicted and measured time of a step in ms: {pairs}.")
-print(f"link: latency {timing.duration(found['small'] / 2)}, {4e-3 / (found['large'] - found['small']):.2f} GB/s; "
-      f"forward and backward: {timing.duration(found['compute'])}")
+print(f"link: latency {timing.duration(found['small'] / 2)}, {4e-9 * found['size'] / (found['large'] - found['small']):.2f} GB/s; "
+      f"a step without messages: {timing.duration(found['alone'])}")
 
 # %% [markdown]
-# FULLRUN_PREDICTED
+# One measurement of a few seconds on a machine that may be busy says little; the full run repeats it.
+
+# %% tags=["experiment"]
+full = claims.full_run("41_zero")["step"]
+pairs = {kind: {f"messages {name} backward": full["ms"][f"{kind} {name}"][0] for name in ("after", "during")} for kind in ("predicted", "measured")}
+plots.bars(pairs, title="Full run: one step of two real processes", xlabel="time (ms), mean of the repetitions", width=8, form="{:.1f}",
+           alt=f"Predicted and measured time of a step in ms, means: {pairs}.")
+print("; ".join(f"messages {name} backward: measured over predicted, less one: {full['error'][name][0]:.0f}% "
+                f"(95% interval {full['error'][name][1]:.0f} to {full['error'][name][2]:.0f})" for name in full["error"]))
+print(f"messages during backward make the step {full['speedup'][0]:.2f} times faster ({full['speedup'][1]:.2f} to {full['speedup'][2]:.2f})")
+
+# %% [markdown]
+# The simulator knows nothing of an operating system that lets a rank wait for its core, so real steps are rather
+# longer than predicted. The order is right: launched during backward, most of the messages hide.
 
 # %% [markdown]
 # ### Up to 1024 devices
@@ -870,7 +901,7 @@ print(f"link: latency {timing.duration(found['small'] / 2)}, {4e-3 / (found['lar
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
 
-# %% tags=["experiment"]
+# %%
 FLOPS = 100e12
 
 def zero3_pass(schedule):
@@ -902,6 +933,8 @@ def simulate(method, params, depth, world, link, tokens):
     return run.seconds + forward * depth
 
 METHODS = ("DDP, serial", "DDP, overlap", "ZeRO 3, serial", "ZeRO 3, prefetch")
+
+# %% tags=["experiment"]
 worlds, link = (2, 8, 32, 128, 256, 512, 1024), Cluster(latency=5e-6, bandwidth=25e9)
 weak, strong = ({name: [] for name in METHODS} for _ in "ws")
 for world in worlds:
@@ -921,7 +954,12 @@ left.get_legend().remove()
 plots.show(fig)
 
 # %% [markdown]
-# SCALING_TEXT
+# With overlap the messages hide behind backward, and scaling is close to linear, as long as they are shorter. What ends
+# it is not the bytes: a ring sends hardly more of them on 1024 devices than on 8. In weak scaling it is the latency:
+# $2(N-1)$ hops for each of 48 buckets, and at 1024 devices these hops alone take longer than the computing. In strong
+# scaling it comes sooner and harder, because each device has less and less to compute while the messages stay as large.
+# Stage 3 has half as many bytes again, and so it bends a little earlier. (Real machines replace the flat ring by trees
+# and by rings within rings, for this very reason.)
 
 # %% [markdown]
 # ## The claim
@@ -932,13 +970,13 @@ plots.show(fig)
 # order, and plain data parallelism. Sixteen devices, as above, 4096 tokens each; the link is what we do not know.
 
 # %% tags=["experiment"]
-MODELS = {"100 million, 12 layers": (100_000_000, 12), "10 billion, 48 layers": (10_000_000_000, 48)}
-speeds = [10 ** (k / 6) for k in range(0, 16)]     # GB/s of a link
+MODELS = {"small: 100 million": (100_000_000, 12), "large: 10 billion": (10_000_000_000, 48)}     # parameters, layers
+speeds = [10 ** (k / 8) for k in range(21)]     # GB/s of a link
 steps = {(model, method): [simulate(method, *shape, 16, Cluster(20e-6, 1e9 * s), 4096) for s in speeds]
          for model, shape in MODELS.items() for method in METHODS}
 faster = lambda model, slow, fast: [a / b for a, b in zip(steps[model, slow], steps[model, fast])]
 against_serial = {model: faster(model, "ZeRO 3, serial", "ZeRO 3, prefetch") for model in MODELS}
-against_ddp = {f"{model.split(',')[0]}, {kind}": faster(model, f"DDP, {kind}", "ZeRO 3, prefetch") for model in MODELS for kind in ("serial", "overlap")}
+against_ddp = {f"{model.split(':')[0]}, {kind}": faster(model, f"DDP, {kind}", "ZeRO 3, prefetch") for model in MODELS for kind in ("serial", "overlap")}
 best = {model: max(values) for model, values in against_serial.items()}
 fig, (left, right) = plots.figure(columns=2, size=(11, 4.4), alt="How many times faster stage 3 with prefetching is, against the link's bandwidth. "
     f"Left, than with serial gathers: at most {', '.join(f'{v:.2f} ({m})' for m, v in best.items())}. Right, than plain data parallelism: "
@@ -946,24 +984,42 @@ fig, (left, right) = plots.figure(columns=2, size=(11, 4.4), alt="How many times
 plots.lines(against_serial, x=speeds, ax=left, alt="", logx=True, marks=False, title="than serial gathers", xlabel="bandwidth of a link (GB/s)",
             ylabel="ZeRO 3 with prefetch: times faster", limits={"80%": 1.8, "40 to 50%": 1.45})
 plots.lines(against_ddp, x=speeds, ax=right, alt="", logx=True, marks=False, title="than data parallelism", xlabel="bandwidth of a link (GB/s)",
-            ylabel="ZeRO 3 with prefetch: times faster", limits={"equal": 1})
+            ylabel="times faster", limits={"equal": 1})
 plots.show(fig)
 
 # %% tags=["experiment"]
 def reached(model, low, high):
     """The bandwidths (GB/s) at which prefetching gains between `low` and `high` over serial gathers."""
     inside = [s for s, gain in zip(speeds, against_serial[model]) if low <= gain <= high]
-    return f"{min(inside):.0f} to {max(inside):.0f} GB/s" if inside else "at no bandwidth"
+    return f"some of {min(inside):.0f} to {max(inside):.0f} GB/s" if inside else "no bandwidth"
 
 small, large = MODELS
-claims.show("41-zero-async", measured=f"at most {100 * (best[large] - 1):.0f}% faster than serial gathers (large), {100 * (best[small] - 1):.0f}% (small); "
-            f"40 to 50% for the small model at {reached(small, 1.4, 1.5)}; against overlapped data parallelism never faster: "
-            f"at best {max(against_ddp['100 million, overlap']):.2f} times")
-claims.show("41-dp-linear", measured=f"overlapped: {weak['DDP, overlap'][-1]:.0f}% of the time computing at 1024 devices, weak; {strong['DDP, overlap'][-1]:.0f}% strong")
-claims.show("41-zero-memory", measured=f"optimiser state of a rank, of what one process holds: {trained['stage 2'][2] / trained['one process'][2]:.0%} on two ranks")
+said = lambda model, name: (f"against serial gathers at most {100 * (best[model] - 1):.0f}% faster; by 40 to 50% at {reached(model, 1.4, 1.5)}, by 75% or more at "
+    f"{reached(model, 1.75, 2)}; against data parallelism at best {100 * (max(against_ddp[name + ', serial']) - 1):.0f}% if that is serial, and never if it overlaps")
+claims.show("41-zero-large", measured=said(large, "large"))
+claims.show("41-zero-small", measured=said(small, "small"))
+claims.show("41-data-parallel-linear", measured=f"with overlap {weak['DDP, overlap'][3]:.0f}% of the time computing on 128 devices and "
+            f"{weak['DDP, overlap'][-1]:.0f}% on 1024 (weak), {strong['DDP, overlap'][3]:.0f}% and {strong['DDP, overlap'][-1]:.0f}% (strong)")
+claims.show("41-zero-memory", measured=f"optimiser state of a rank of two: {trained['stage 2'][2] / trained['one process'][2]:.0%} of what one process holds")
 
 # %% [markdown]
-# FULLRUN_CLAIM
+# Some of what these pictures hold. Prefetching can at best make two things that took turns run side by side, so that
+# 100% more speed is a ceiling, and 80% is reached only close to the bandwidth where gathering and computing take
+# equally long. In the number of bytes for each operation the two models do not differ: per layer and token both
+# count in parameters, and the size cancels. What differs is the latency, which a small model pays for less computing:
+# its curve is moved to the right, and stays up there, because latency hides as well as bytes do.
+#
+# Does it learn the same? The last part of the full run trains on two real ranks in all stages.
+
+# %% tags=["experiment"]
+full = claims.full_run("41_zero")["training"]
+curves = {name: ([5 * k + 2.5 for k in range(len(values))], values) for name, values in full["curves"].items()}
+plots.lines(curves, marks=False, title="Full run: real ranks, one curve", xlabel="step", ylabel="training loss (nats)",
+            alt="Mean loss over the seeds: four curves, one on top of the other. Last 20 steps: "
+                + "; ".join(f"{name} {mean:.3f} ({low:.3f} to {high:.3f})" for name, (mean, low, high) in full["final"].items()) + ".")
+exact = claims.full_run("41_zero")["equality"]["found"]
+print("after ten steps in float64, largest difference of a parameter over the largest parameter:",
+      "; ".join(f"{name} {row['largest difference']:.0e}" for name, row in exact.items()))
 
 # %% [markdown]
 # ### Question (25 points)
@@ -974,7 +1030,21 @@ claims.show("41-zero-memory", measured=f"optimiser state of a rank, of what one 
 # scales almost linearly. Use your numbers.
 
 # %% [markdown] tags=["written"] points=25 name="claim"
-# WRITTEN
+# In part, and it depends on the baseline. Against stage 3 with serial gathers, prefetching gains (g + u) / max(g, u),
+# where g is the time of a gather and u that of a use. This is 2 at most; 80% and more is reached only where g and u are
+# nearly equal, in my simulation near 20 GB/s for the model of 10 billion parameters and near 40 GB/s for that of 100
+# million. 40 to 50% is what one gets a factor of two away from there, on either side, for both models. So the size does
+# not matter by itself: computing and bytes both grow with the parameters and their ratio stays. It matters through the
+# latency, which a small model hides too. Against plain data parallelism whose messages overlap, stage 3 was never faster
+# (0.68 to 1.00 times), because it sends half as many bytes again; against data parallelism that waits for its messages
+# after backward it was up to 1.5 or 1.6 times faster. So 80% cannot have been meant against data parallelism at an equal
+# batch; with a larger batch, for which the freed memory has room, it might.
+#
+# ZeRO does free memory, and I counted it: on two ranks each holds half of AdamW's state. Stage 1 and 2 send as many
+# bytes as an all-reduce, 2 (N-1)/N of the gradient; stage 3 sends 3 (N-1)/N, and is the only one that fits 100 billion
+# parameters into 80 GB (from 20 devices on), as the others level off at 200 GB or more. Data parallelism is almost linear
+# (98% computing on 32 devices, 86% on 128) while messages hide behind backward; at 1024 devices 43% are left because of
+# the ring's latency, and with a fixed batch 12%.
 
 # %% [markdown]
 # ## Going further
