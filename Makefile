@@ -9,7 +9,7 @@ IN_VENV = PATH="$(CURDIR)/.venv/bin:$$PATH"
 setup: .venv/.installed
 
 lab: setup
-	$(IN_VENV) jupyter lab --ServerApp.root_dir="$(CURDIR)/labs" $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	$(IN_VENV) python -m course.welcome $(ARGS)
 
 .venv/bin/pip:
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here. Install Python 3.11 or later."; exit 1; }
@@ -28,8 +28,9 @@ lab: setup
 # make test     every test                        make test ARGS="tests/test_build.py -x"
 # make verify   the course's proof of itself      make verify ARGS="11 --mutants"
 # make demo     grade a small class without a person
+# make pictures docs/welcome.png and docs/lab.png, as a browser shows them
 EXTRA = dev
-.PHONY: build test verify demo
+.PHONY: build test verify demo pictures
 lab: .venv/.built
 
 .venv/.built: .venv/.installed $(wildcard solutions/*/*.* autograder/*.py course/spec/*.py course/syllabus.toml)
@@ -47,3 +48,7 @@ verify: setup
 
 demo: setup
 	$(IN_VENV) autograder demo $(ARGS)
+
+pictures: setup
+	$(IN_VENV) TRAINFAST_PICTURES=build/pictures python -m pytest tests/browser -k student
+	cp build/pictures/welcome.png build/pictures/lab.png docs/

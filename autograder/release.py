@@ -25,8 +25,8 @@ You need Linux, macOS or WSL with Python 3.11 or later (on Debian and Ubuntu als
 
     make lab
 
-installs everything into .venv and opens JupyterLab on the labs. Without make, use conda
-(`conda env create -f environment.yml`) and then `jupyter lab labs`.
+installs everything into .venv and opens JupyterLab on a page that lists the labs and how far you are in each. Without make, use conda
+(`conda env create -f environment.yml`) and then `python -m course.welcome`.
 
 {table}
 

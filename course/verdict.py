@@ -5,10 +5,10 @@ Each verdict also carries its data, so that a saved notebook tells how far its s
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from course.spec.messages import statement
-from course.spec.run import Result
+if TYPE_CHECKING:  # the welcome page reads verdicts without torch, which course.spec needs
+    from course.spec.run import Result
 
 VERDICT, RECEIPT = "application/vnd.trainfast.verdict+json", "application/vnd.trainfast.receipt+json"
 # Middle tones that keep a contrast of at least 4.5:1 on white and on JupyterLab's dark grey.
@@ -19,6 +19,7 @@ MARK = {"passed": "passed", "deferred": "deferred", "inconclusive": "inconclusiv
 
 def show(exercise: str, results: list[Result]) -> None:
     """The verdict of one check: points, and the first failure's message; the other failures by name only."""
+    from course.spec.messages import statement
     passed, wrong = [r for r in results if r.status == "passed"], [r for r in results if r.status != "passed"]
     broken = [r for r in wrong if r.status != "deferred"]
     wrong = broken or wrong
