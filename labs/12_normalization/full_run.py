@@ -186,10 +186,11 @@ class GroupNorm2d(nn.Module):
         return LAB["group_norm"](x, self.groups, self.weight, self.bias)
 
 
-def convnet(seeds: int = 3, rates: tuple = (0.03, 0.1), batches: tuple = (2, 8, 32)) -> dict:
+def convnet(seeds: int = 3, rates: tuple = (0.01, 0.03), batches: tuple = (2, 8, 32)) -> dict:
     images = data.mnist5k()
     small = data.Images(F.avg_pool2d(images.train_x, 2), images.train_y, F.avg_pool2d(images.test_x, 2), images.test_y, 10, "mnist5k, 14x14")
     norms = {"none": nn.Identity, "BatchNorm": nn.BatchNorm2d, "GroupNorm": lambda c: GroupNorm2d(c, 4)}
+    momentum = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     found: dict = {}
     for kind in norms:
         for batch in batches:
@@ -199,10 +200,10 @@ def convnet(seeds: int = 3, rates: tuple = (0.03, 0.1), batches: tuple = (2, 8, 
                     torch.manual_seed(seed)
                     net = models.ConvNet((8, 16, 32), norm=kind != "none")
                     net.norms = nn.ModuleList(norms[kind](c) if kind != "none" else nn.Identity() for c in (8, 16, 32))
-                    done = train.train(net, small, optimizer=torch.optim.SGD, lr=lr, batch_size=batch, epochs=1, seed=seed, progress=False)
+                    done = train.train(net, small, optimizer=momentum, lr=lr, batch_size=batch, epochs=1, seed=seed, progress=False)
                     errors[k, seed] = 1 - done.final_accuracy
             found.setdefault(kind, {})[batch] = best_rate(errors, rates)
-    return {"what": f"test error of a convnet (8, 16, 32 channels) on mnist5k at 14x14 after 1 epoch of plain SGD, best of the rates {rates}, "
+    return {"what": f"test error of a convnet (8, 16, 32 channels) on mnist5k at 14x14 after 1 epoch of SGD with momentum 0.9, best of the rates {rates}, "
                     f"{seeds} seeds; mean and 95% interval; GroupNorm has 4 groups, BatchNorm is torch's", "error": found}
 
 
