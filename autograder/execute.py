@@ -1,6 +1,7 @@
 """Run a whole notebook as a student would, and look at what it showed."""
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import subprocess
@@ -17,6 +18,8 @@ from nbformat import NotebookNode
 
 from autograder.submission import grade_id, is_solution
 
+LONG_SECONDS = 5.0  # a cell that takes longer says so beforehand
+ANNOUNCED = re.compile(r"\bseconds\b|\bminutes?\b|\d s\b", re.IGNORECASE)
 RUNNER = """
 import sys, nbformat
 from nbclient import NotebookClient
@@ -137,3 +140,24 @@ def has_claim_figure(notebook: NotebookNode) -> bool:
     return False
 
 
+def seconds_of(cell: NotebookNode) -> float:
+    """How long an executed cell took; 0 for one that did not run."""
+    times = cell.metadata.get("execution", {})
+    begin, end = (times.get(key) for key in ("iopub.execute_input", "shell.execute_reply"))
+    if not begin or not end:
+        return 0.0
+    return (datetime.datetime.fromisoformat(end) - datetime.datetime.fromisoformat(begin)).total_seconds()
+
+
+def long_cells(notebook: NotebookNode) -> list[tuple[float, str, bool]]:
+    """(seconds, beginning of the cell, announced) of each long one. Announced: its section says "about 20 seconds" before it.
+
+    The setup cell is apart: it waits for torch, once.
+    """
+    found, said = [], False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            said = bool(ANNOUNCED.search(cell.source)) or (said and not cell.source.startswith("#"))
+        elif (seconds := seconds_of(cell)) > LONG_SECONDS and cell.metadata.get("tags") != ["setup"]:
+            found.append((seconds, cell.source.strip().splitlines()[0][:70], said))
+    return found

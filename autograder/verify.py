@@ -61,7 +61,7 @@ class Verification:
 
     def rows(self) -> list[Row]:
         verdict = judge(self.lab, self.server, "reference", self.cells)
-        return [self.reference_row(verdict), self.notebook_row(), *self.blank_rows(), *self.mistake_rows(), self.mutants_row(),
+        return [self.reference_row(verdict), self.notebook_row(), self.long_row(), *self.blank_rows(), *self.mistake_rows(), self.mutants_row(),
                 self.robust_row(), self.checks_row(), self.grading_row(), self.figures_row(), self.speed_row(verdict)]
 
     def reference_row(self, verdict) -> Row:
@@ -77,6 +77,11 @@ class Verification:
         ok = not e.error and e.seconds <= NOTEBOOK_SECONDS and e.peak_bytes <= NOTEBOOK_BYTES and e.offline
         figure = f"{e.seconds:.0f} s, {e.peak_bytes / 1e9:.1f} GB, {'no network, ' if e.offline else 'network not cut off, '}no GPU"
         return Row("reference notebook runs in 3 min, 3 GB", figure, ok, [e.error] if e.error else [])
+
+    def long_row(self) -> Row:
+        found = execute.long_cells(self.executed.notebook)
+        silent = [f"{seconds:.0f} s, and no word of it in the text before: {begin}" for seconds, begin, said in found if not said]
+        return Row(f"a cell over {execute.LONG_SECONDS:g} s says so beforehand", f"{len(found)} such cells", not silent and not self.executed.error, silent)
 
     def blank_rows(self) -> list[Row]:
         verdict = judge(self.lab, self.server, "blank", judged_cells(self.lab.released, self.lab.released))
