@@ -36,13 +36,13 @@ def interval(values) -> list[float]:
 
 def ten_steps(comm, method: str, rule: str, seed: int) -> dict[str, torch.Tensor]:
     """Parameters after ten steps in float64, where the order of additions shows in the last bits only."""
-    net, text = layers.transformer(seed=seed), data.pycode(2_000_000)
+    net, text = layers.transformer(d=32, layers=2, length=32, seed=seed), data.pycode(2_000_000)
     for module in net.modules:
         module.double()
     single = net.single() if method == "ddp" else net
     params, state = single.vectors(), {}
     for step in range(10):
-        x, y = (t.long().chunk(comm.world)[comm.rank] for t in text.batch(16, 64, torch.Generator().manual_seed(100 * seed + step)))
+        x, y = (t.long().chunk(comm.world)[comm.rank] for t in text.batch(12, 32, torch.Generator().manual_seed(100 * seed + step)))
         backward = single.backward(x, y)
         if method == "ddp":
             buckets = LAB["bucketize"]([8 * size for size in single.sizes], 400_000)
@@ -81,10 +81,10 @@ def equality(seeds: int = 2) -> dict:
                     "difference of a parameter, over the largest parameter; state: bytes on rank 0 over bytes of one process", "found": found}
 
 
-def training(seeds: int = 3, steps: int = 150) -> dict:
+def training(seeds: int = 3, steps: int = 100) -> dict:
     curves, final = {}, {}
-    for name, world, stage in (("one process", 1, 2), ("2 ranks, stage 0", 2, 0), ("2 ranks, stage 2", 2, 2), ("2 ranks, stage 3", 2, 3)):
-        runs = [ranks.run(train_zero.train, world, (stage, steps, 16, "adamw", seed), timeout=400)[0] for seed in range(seeds)]
+    for name, world, stage in (("one process", 1, 2), ("2 ranks, stage 1", 2, 1), ("2 ranks, stage 2", 2, 2), ("2 ranks, stage 3", 2, 3)):
+        runs = [ranks.run(train_zero.train, world, (stage, steps, 12, "adamw", seed), timeout=400)[0] for seed in range(seeds)]
         losses = torch.stack([run["losses"] for run in runs])
         curves[name] = [round(x, 4) for x in losses.mean(0).view(-1, 5).mean(1).tolist()]
         final[name] = interval(losses[:, -20:].mean(1))
@@ -92,8 +92,8 @@ def training(seeds: int = 3, steps: int = 150) -> dict:
             "curves": curves, "final": final}
 
 
-def step(repeats: int = 12) -> dict:
-    """Everything that else runs on the machine makes real times longer: the shortest of 60 in each repetition."""
+def step(repeats: int = 8) -> dict:
+    """Everything that else runs on the machine makes real times longer: the shortest of 25 in each repetition."""
     rows = {name: [] for name in ("predicted after", "measured after", "predicted during", "measured during", "latency (us)", "GB/s")}
     for _ in range(repeats):
         found = ranks.run(LAB["measure_step"], 2, timeout=200)[0]

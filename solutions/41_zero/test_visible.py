@@ -140,6 +140,7 @@ def assert_only_sends_and_receives(run: Run) -> None:
 
 @exercise("ring_reduce_scatter", points=7)
 @some
+@example(args=[(torch.arange(9.0).double() * 10**rank,) for rank in range(4)])
 @given(args=tensors_to_sum())
 def test_each_rank_ends_with_its_shard_of_the_sum(student, args):
     """In step s = 1, 2, ... rank r sends part r - s (mod world) and adds what comes to part r - s - 1."""
@@ -189,6 +190,7 @@ def shards_to_join(draw) -> tuple[Tensor, list[tuple[Tensor, int]]]:
 
 @exercise("ring_all_gather", points=6)
 @some
+@example(problem=(torch.arange(9.0), [(torch.arange(9.0)[a:b].clone(), 9) for a, b in cut(9, 4)]))
 @given(problem=shards_to_join())
 def test_every_rank_ends_with_all_shards_in_order(student, problem):
     """First send your own shard; from then on send what has just come in. Put each where its owner's number says."""
@@ -267,6 +269,8 @@ def test_buckets_hold_every_parameter_once_the_last_one_first(student, sizes, li
 
 
 @exercise("bucketize", points=0)
+@example(sizes=[6, 5], limit=10)
+@example(sizes=[5, 5], limit=10)
 @given(sizes=sizes_of_gradients, limit=st.integers(10, 60))
 def test_a_bucket_is_closed_when_the_next_gradient_would_not_fit(student, sizes, limit):
     """No bucket above `limit` unless it holds a single gradient, no empty one, and none closed too early."""
