@@ -504,8 +504,8 @@ ticks_at(ax, batches)
 plots.show(fig)
 
 # %% [markdown]
-# With 8 or 32 examples BatchNorm is ahead; with two it is by far the last. LayerNorm and GroupNorm do not mind. (Without
-# normalisation the error grows with the batch for another reason: in one epoch larger batches take fewer steps.) Why
+# With 8 or 32 examples BatchNorm is ahead; with two it is by far the last. LayerNorm and GroupNorm do not mind. (Where an error
+# grows with the batch, it is for another reason: in one epoch larger batches take fewer steps.) Why
 # two, of all sizes?
 #
 # **Predict:** take one channel, and normalise a batch of two numbers in it: 0.1 and 0.2, or 1 and 100. What comes
@@ -996,7 +996,7 @@ plots.lines(speeds, x=widths, logx=True, limits={"a copy": timing.memory_bandwid
 
 # %% [markdown]
 # You have counted why: written with operations, LayerNorm moves twelve times the size of $x$, where two would do, and
-# reaches a sixth of the line at best. Where rows fit into the cache, a fused function on a CPU can even rise above the
+# reaches only a small part of the line. Where rows fit into the cache, a fused function on a CPU can even rise above the
 # line, which is the speed of the *memory*. On a GPU, with a tensor larger than its caches, it cannot; there a good
 # kernel reaches 80% of a copy or more.
 
@@ -1014,8 +1014,8 @@ for ax, task, title in zip(panels, ("mlp", "convnet"), ("MLP: 5 seeds (band: 95%
     found = full[task]["error"]  # normaliser -> batch size -> error: mean and interval
     error = {name: torch.tensor([row["error"] for row in by_size.values()]) for name, by_size in found.items()}
     sizes = [int(size) for size in found["none"]]
-    plots.lines({name: e[:, 0] for name, e in error.items()}, x=sizes, ax=ax, alt="", logx=True, logy=True,
-                bands={name: (e[:, 1].clamp(min=0.02), e[:, 2].clamp(max=1)) for name, e in error.items()}, title=title,
+    plots.lines({name: e[:, 0] for name, e in error.items()}, x=sizes, ax=ax, alt="", logx=True,
+                bands={name: (e[:, 1].clamp(min=0), e[:, 2].clamp(max=1)) for name, e in error.items()}, title=title,
                 xlabel="examples in a batch", ylabel="test error (share)")
     ticks_at(ax, sizes)
 plots.show(fig)
