@@ -142,7 +142,7 @@ def test_a_valley_downwards_gives_infinity(student, problem, random):
     """Where the corrected G^T H G is zero or below, no noise scale exists: math.inf."""
     grads, H = problem
     scatter = grads - grads.mean(0)
-    for name, cloud, hessian in (("no mean", scatter, H), ("negative curvature", grads + 10, -H)):
+    for name, cloud, hessian in (("no mean", scatter, H), ("negative curvature", grads + 10, -H), ("no curvature", grads, 0 * H)):
         got = as_number(student.noise_scale_full(cloud, Curved(hessian)), "The noise scale")
         assert_that(got == math.inf, f"With {name} the noise scale is infinite; it was {got:.6g}.")
 

@@ -127,6 +127,10 @@ def test_torch_func_gives_every_example_its_gradient_at_any_depth(student, probl
 
 # ---------------------------------------------------------------- noise_scale_simple
 
+def quotient(trace: float, squared: float) -> float:
+    return trace / squared if squared > 0 else math.inf
+
+
 @st.composite
 def clouds(draw, least: int = 2) -> Tensor:
     """The gradients [n, p] of n examples: a common part and a scatter around it."""
@@ -148,10 +152,11 @@ def population(random: torch.Generator) -> tuple[Tensor, float, float]:
 def test_the_noise_scale_is_trace_over_squared_gradient(student, grads):
     """The trace is the sum over all parameters of their variance from example to example; |G|^2 a sum of squares
     too."""
-    scale, squared, trace = as_numbers(student.noise_scale_simple(grads), 3, "noise_scale_simple")
-    assert_close(trace, float(grads.var(0).sum()), "the estimate of tr(Sigma)", rtol=1e-6)
-    expected = trace / squared if squared > 0 else math.inf
-    assert_close(scale, expected, f"the noise scale, for a trace of {trace:.4g} and |G|^2 of {squared:.4g}", rtol=1e-6)
+    for size in (1.0, 0.01):
+        scale, squared, trace = as_numbers(student.noise_scale_simple(size * grads), 3, "noise_scale_simple")
+        assert_close(trace, size**2 * float(grads.var(0).sum()), "the estimate of tr(Sigma)", rtol=1e-6, atol=1e-12)
+        assert_close(scale, quotient(trace, squared), f"the noise scale, for a trace of {trace:.4g} and |G|^2 of {squared:.4g}",
+                     rtol=1e-6)
 
 
 @exercise("noise_scale_simple", points=6)
@@ -177,6 +182,8 @@ def test_noise_that_hides_the_gradient_gives_infinity(student, random):
     half = normal((3, 4), random)
     scale, *_ = as_numbers(student.noise_scale_simple(torch.cat([half, -half])), 3, "noise_scale_simple")
     assert_that(scale == math.inf, f"The gradients add up to zero; the noise scale is infinite. It was {scale:.6g}.")
+    scale, *_ = as_numbers(student.noise_scale_simple(torch.zeros(3, 2)), 3, "noise_scale_simple")
+    assert_that(scale == math.inf, f"All gradients are zero, so |G|^2 is not above zero: the answer is math.inf. It was {scale:.6g}.")
 
 
 # ---------------------------------------------------------------- noise_scale_two_batches
@@ -203,10 +210,6 @@ def one_step(student, worker_grads: Tensor, batch: int, state: dict, **options) 
     return as_number(result[0], "The noise scale"), result[1]
 
 
-def quotient(trace: float, squared: float) -> float:
-    return trace / squared if squared > 0 else math.inf
-
-
 @exercise("noise_scale_two_batches", points=6)
 @some
 @given(stream=streams())
@@ -214,9 +217,11 @@ def test_one_step_gives_the_trace_over_the_squared_gradient(student, stream):
     """B_small is `batch`, B_big is the number of workers times it. |G_small|^2 is the mean of the workers' squared
     lengths, |G_big|^2 the squared length of their mean."""
     (grads, *_), batch = stream
-    got, _ = one_step(student, grads, batch, {})
-    squared, trace = parts(grads, batch)
-    assert_close(got, quotient(trace, squared), "the noise scale after one step", rtol=1e-5)
+    for size in (1.0, 0.01):
+        got, _ = one_step(student, size * grads, batch, {})
+        squared, trace = parts(size * grads, batch)
+        if abs(squared) > 1e-6 * trace:  # else rounding decides between infinity and a large number
+            assert_close(got, quotient(trace, squared), "the noise scale after one step", rtol=1e-5)
 
 
 @exercise("noise_scale_two_batches", points=6)
@@ -231,7 +236,7 @@ def test_numerator_and_denominator_are_averaged_and_not_their_quotient(student, 
         got, state = one_step(student, worker_grads, batch, state, decay=decay)
         new_squared, new_trace = parts(worker_grads, batch)
         squared, trace = (decay * old + (1 - decay) * new for old, new in ((squared, new_squared), (trace, new_trace)))
-        if abs(squared) > 1e-6 * trace:  # else rounding decides between infinity and a large number
+        if abs(squared) > 1e-6 * trace:
             assert_close(got, quotient(trace, squared), f"the noise scale after step {number}", rtol=1e-5)
 
 
@@ -243,6 +248,8 @@ def test_workers_that_cancel_give_infinity(student, random, batch):
     half = normal((2, 5), random)
     got, _ = one_step(student, torch.cat([half, -half]), batch, {})
     assert_that(got == math.inf, f"The workers' gradients add up to zero; the noise scale is infinite. It was {got:.6g}.")
+    got, _ = one_step(student, torch.zeros(3, 2), batch, {})
+    assert_that(got == math.inf, f"All gradients are zero, so |G|^2 is not above zero: the answer is math.inf. It was {got:.6g}.")
 
 
 # ---------------------------------------------------------------- noise_scale_full
@@ -284,8 +291,9 @@ def test_every_direction_counts_by_its_curvature(student, problem):
     grads, H = problem
     curvature, trace = true_full(grads, H)
     if abs(curvature) > 1e-6 * trace:
-        got = as_number(student.noise_scale_full(grads, Curved(H)), "The noise scale")
-        assert_close(got, quotient(trace, curvature), "the noise scale", rtol=1e-5)
+        for size in (1.0, 0.01):
+            got = as_number(student.noise_scale_full(size * grads, Curved(H)), "The noise scale")
+            assert_close(got, quotient(trace, curvature), "the noise scale", rtol=1e-5)
 
 
 @exercise("noise_scale_full", points=3)
