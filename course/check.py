@@ -20,6 +20,9 @@ from course.spec.recordings import Recordings, load_recordings
 from course.spec.run import Result, run, warm_up
 from course.spec.student import Local, Student
 
+ON_COLAB = """On Colab: all your work is in this one notebook, and Colab forgets it unless you keep it.
+Keep it with File, Save a copy in Drive, or File, Download .ipynb. After a restart open it again (File, Open or Upload
+notebook), run this cell, and go on where you were."""
 JUDGED = "TRAINFAST_JUDGED"  # set in the process that runs a submission: nothing is shown or checked there
 
 
@@ -69,6 +72,8 @@ def setup(name: str) -> None:
     _lab = _Lab(name)
     from course.device import describe
     verdict.show_card(describe())
+    if "COLAB_RELEASE_TAG" in os.environ:
+        print(ON_COLAB)
     warm_up()
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the welcome page reads verdicts without torch, which course
     from course.spec.run import Result
 
 VERDICT, RECEIPT = "application/vnd.trainfast.verdict+json", "application/vnd.trainfast.receipt+json"
-# Middle tones that keep a contrast of at least 4.5:1 on white and on JupyterLab's dark grey.
+# Middle tones, readable on white and on dark grey; a heading mixes in the page's own ink, for a contrast of more than 4.5:1 on both.
 GOOD, BAD, OPEN = "#2e8540", "#d1495b", "#8a6d00"
 BOX = "border-left:4px solid {colour};padding:2px 10px;margin:2px 0;line-height:1.45"
 MARK = {"passed": "passed", "deferred": "deferred", "inconclusive": "inconclusive", "timeout": "out of time"}
@@ -63,7 +63,7 @@ def _display(head: str, lines: list[str], tail: str, colour: str, data: dict) ->
     body = "".join(f"<div style='white-space:pre-wrap'>{html.escape(line)}</div>" for line in lines)
     if tail:
         body += f"<div style='opacity:.75'>{html.escape(tail)}</div>"
-    page = (f"<div style='{BOX.format(colour=colour)}'><b style='color:{colour}'>{html.escape(head)}</b>"
+    page = (f"<div style='{BOX.format(colour=colour)}'><b style='color:color-mix(in srgb,{colour} 75%,currentColor)'>{html.escape(head)}</b>"
             f"<div style='font-family:var(--jp-code-font-family,monospace);font-size:.92em'>{body}</div></div>")
     _publish({"text/plain": "\n".join([head, *lines, *([tail] if tail else [])]), "text/html": page, **data})
 
