@@ -51,12 +51,14 @@ def test_an_unknown_or_missing_field_is_refused_by_name(tmp_path):
         claims.load(file)
 
 
-def test_outside_a_notebook_show_prints_text_course_and_reader(capsys):
+def test_outside_a_notebook_show_prints_text_course_and_reader(capsys, monkeypatch):
     claims.show("11-sgd-stalls", measured="314 <steps>")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["Text", "Course", "You"]
     assert lines[2].endswith("314 <steps>")
-    claims.show("12-batchnorm-small-batches")
+    to_come = claims.Claim(id="99-to-come", claim="c.", source="A", lab="99_to_come")
+    monkeypatch.setattr(claims, "load", lambda: {to_come.id: to_come})
+    claims.show("99-to-come")
     assert capsys.readouterr().out.splitlines()[1:] == ["Course   Not measured yet."]
 
 
