@@ -828,6 +828,12 @@ claims.show("12-embedding-layernorm", measured=f"loss after a tenfold jump of th
 # ### Optional · `block_post_ln`: the first transformer's way
 #
 # The other order, from the formula above. (No points.)
+#
+# **Predict:** a block with torch's ordinary first weights, not GPT-2's small ones, is applied forty times: how does
+# the size of the stream change with pre-norm, and how with post-norm?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def block_post_ln(x: Float[Tensor, "n t d"], attention: Callable[[Tensor], Tensor], mlp: Callable[[Tensor], Tensor],
@@ -1060,7 +1066,12 @@ claims.show("12-pre-layernorm-stable", measured=", ".join(f"{name} {losses[-3:].
 #
 # $$y = \gamma \odot \frac{x}{\sqrt{\overline{x^2} + \varepsilon}}.$$
 #
-# (No points.)
+# (No points. The experiment trains a small transformer for a few seconds.)
+#
+# **Predict:** which share of the mean square do the means have that LayerNorm subtracts in a transformer?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def rms_norm(x: Float[Tensor, "*places d"], weight: Float[Tensor, "d"], eps: float = 1e-5) -> Float[Tensor, "*places d"]:
@@ -1104,6 +1115,11 @@ plots.lines({"share": [100 * s for s in shares]}, x=range(1, 13), title="What La
 # \sigma^2 = \frac{\sum_r n_r \big( \sigma_r^2 + (\mu_r - \mu)^2 \big)}{\sum_r n_r}.$$
 #
 # The second term is what a plain average of the variances forgets: the devices' means differ. (No points.)
+#
+# **Predict:** 64 examples on 32 devices: how much of the true variance does the plain average find?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %%
 def sync_batch_norm_statistics(means: Float[Tensor, "r c"], variances: Float[Tensor, "r c"],
