@@ -17,6 +17,7 @@ import psutil
 from nbformat import NotebookNode
 
 from autograder.submission import grade_id, is_solution
+from course.verdict import VERDICT
 
 LONG_SECONDS = 5.0  # a cell that takes longer says so beforehand
 ANNOUNCED = re.compile(r"\bseconds\b|\bminutes?\b|\d s\b", re.IGNORECASE)
@@ -52,7 +53,8 @@ def run_notebook(notebook: NotebookNode, folder: Path) -> Executed:
         path = place / "notebook.ipynb"
         nbformat.write(notebook, path)
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(folder.parent.parent), "TRAINFAST_DATA": str(Path(scratch) / "data")}
-        environment.pop("TRAINFAST_JUDGED", None)
+        for name in ("TRAINFAST_JUDGED", "TRITON_INTERPRET"):   # a student's kernel has neither
+            environment.pop(name, None)
         offline = _network_can_be_cut()
         command = [*(_CUT if offline else []), sys.executable, "-c", RUNNER, str(path)]
         start = time.perf_counter()
@@ -112,6 +114,13 @@ def _figures(cell: NotebookNode) -> list[str]:
         if "image/png" in data or "image/svg+xml" in data or "<img" in page or "<svg" in page:
             found.append(page)
     return found
+
+
+def failed_checks(notebook: NotebookNode) -> list[str]:
+    """What the notebook's own check cells said was not so."""
+    verdicts = [output.data[VERDICT] for cell in notebook.cells for output in cell.get("outputs", []) if VERDICT in output.get("data", {})]
+    return [f"{verdict['exercise']}: {result['message']}" for verdict in verdicts for result in verdict["results"]
+            if result["status"] not in ("passed", "deferred")]
 
 
 def figures_by_exercise(notebook: NotebookNode, exercises: list[str]) -> dict[str, int]:
