@@ -115,6 +115,8 @@ def prepare_triton() -> None:
 
     (torch's optimizers import Triton too.)
     """
+    # Ask the driver's library, not the runtime: a process that has woken CUDA cannot fork others that use it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
