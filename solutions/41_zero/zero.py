@@ -184,7 +184,7 @@ plots.lines(curves, x=worlds, title="Reduce-scatter of 4 MB, 1 GB/s a link", xla
 # This time nothing is simulated: two real processes of this machine, your ring against the collective that comes
 # with `torch.distributed`.
 #
-# **Predict:** from 4 kB to 16 MB: from which size on does the time grow in proportion? Who wins?
+# **Predict:** from 4 kB to 16 MB: from which size on does the time grow in proportion? Who wins? (The experiment takes about 5 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -402,7 +402,7 @@ plots.timeline(rows, title="One step of rank 0 of 2", xlabel="simulated time (ms
 # each on half of the batch, with your `ddp_step` and autograd's own hooks; one process alone does the same with the
 # whole batch.
 #
-# **Predict:** after 40 steps, how far apart are the two runs' losses: not at all, in the sixth digit, in the second?
+# **Predict:** after 40 steps, how far apart are the two runs' losses: not at all, in the sixth digit, in the second? (About 10 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -583,7 +583,7 @@ plots.show(fig)
 # Layer by layer means that every rank owns a shard *of each layer*, with a state of its own.
 #
 # **Predict:** three real runs of 30 steps with AdamW on two processes: one process alone, stage 1, stage 2. Which
-# losses differ, and from which digit on?
+# losses differ, and from which digit on? (About 10 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -818,7 +818,7 @@ plots.show(fig)
 # 2 MB through gloo. Measure the link and a step without messages, let the simulator predict the step with them, and
 # compare.
 #
-# **Predict:** within how many per cent will it be?
+# **Predict:** within how many per cent will it be? (About 8 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -896,7 +896,7 @@ print(f"messages during backward make the step {full['speedup'][0]:.2f} times fa
 # 48 layers; devices that compute 100 TFLOP/s and send 25 GB/s; 4096 tokens each (weak) or 256 × 4096 in all (strong).
 #
 # **Predict:** for data parallelism with overlap: what share of the devices' time is used for computing at 1024
-# devices, weak and strong?
+# devices, weak and strong? (About 10 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -967,7 +967,7 @@ plots.show(fig)
 # A survey and an account of training a very large model say: data parallelism scales almost linearly; ZeRO frees
 # memory; and with asynchronous gathers it trained **80% faster on large models and 40 to 50% on small ones** (100
 # million parameters, 16 GPUs). Faster than what, they do not say. Two candidates: stage 3 with gathers in the serial
-# order, and plain data parallelism. Sixteen devices, as above, 4096 tokens each; the link is what we do not know.
+# order, and plain data parallelism. Sixteen devices, as above, 4096 tokens each; the link is what we do not know. (About 8 seconds.)
 
 # %% tags=["experiment"]
 MODELS = {"small: 100 million": (100_000_000, 12), "large: 10 billion": (10_000_000_000, 48)}     # parameters, layers
