@@ -17,6 +17,7 @@ from typing import Any
 
 from autograder.script import Cell, cut, fail
 from course.check import JUDGED
+from course.device import prepare_triton
 from course.spec.load import HIDDEN, VISIBLE, SpecError, Specification, load
 
 LAB_FOLDER = re.compile(r"\d\d_[a-z0-9_]+")
@@ -148,6 +149,7 @@ def reference_namespace(lab: LabSource) -> dict[str, Any]:
     # A module of its own: dataclasses and Triton look their definitions up in sys.modules.
     module = ModuleType(f"trainfast_reference_{lab.folder.name}")
     sys.modules[module.__name__] = module
+    prepare_triton()
     with judged():
         for cell in judged_cells(lab):
             filename = f"<{lab.folder.name}/{cell.id}/{hashlib.sha256(cell.source.encode()).hexdigest()[:8]}>"

@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 import torch
 
+from course.device import prepare_triton
+
 MISSING = "Triton is not installed here (it exists for Linux only): use WSL or Colab."
 
+prepare_triton()
 try:
     import triton
     import triton.language as tl

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 
+from course.device import prepare_triton
 from course.spec.load import Specification
 from course.spec.messages import compose
 from course.spec.recordings import Match, Recordings
@@ -183,6 +184,7 @@ def _cause(error: BaseException) -> BaseException:
 def warm_up() -> None:
     """Pay once, in the setup cell, for what the first check would otherwise wait for: about two seconds."""
     start = time.perf_counter()
+    prepare_triton()
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo
     with _without_autoloaded_plugins(), contextlib.redirect_stdout(io.StringIO()):
         pytest.main(["-q", "-p", "no:cacheprovider", "--version"])
