@@ -354,12 +354,12 @@ def test_each_part_of_the_post_norm_block_is_called_once(student):
 # ---------------------------------------------------------------- triton_layer_norm
 
 # An interpreted kernel takes a millisecond or more for a row.
-ROWS = [(3, 8), (2, 5), (1, 1), (2, 17), (4, 3)]
+ROWS = [(3, 8), (2, 5), (1, 2), (2, 17), (4, 3)]
 
 
 @exercise("triton_layer_norm", points=6, requires=kernels.without_triton)
 @few
-@given(random=generators(), shape=st.sampled_from(ROWS), eps=epsilons)
+@given(random=generators(), shape=st.sampled_from(ROWS), eps=st.sampled_from([0.1, 1.0]))
 def test_the_kernel_normalises_every_row(student, random, shape, eps):
     """Sum over the row and divide by d; the same for the squares of what is left; then weight and bias, number i of
     each for number i of the row."""
@@ -478,7 +478,7 @@ def convnet_limit() -> tuple[float, str]:
     return operations / timing.peak_flops("cpu"), f"{operations / 1e6:.0f} million operations at this machine's peak"
 
 
-@speed("fold_batch_norm", points=10, ratio=1.15, inputs=convnets, work=answer_images, limit=convnet_limit)
+@speed("fold_batch_norm", points=10, ratio=1.1, inputs=convnets, work=answer_images, limit=convnet_limit)
 def normalised_apart(conv_weight, conv_bias, weight, bias, mean, var, eps=1e-5):
     """One image at a time through six folded layers of a small convnet, against torch's BatchNorm after each."""
     return conv_weight, conv_bias, weight, bias, mean, var
