@@ -41,7 +41,7 @@ State = dict[str, float]  # what an estimator remembers; empty before the first 
 # learning rate, $S$ the number of steps of a training and $E = BS$ the examples that it uses.
 #
 # Our first network has one hidden layer, 64-32-10, and reads 1437 scanned digits. We look at it at the start and after
-# 20 steps of SGD.
+# 20 steps of SGD. (The first data set takes about 5 seconds.)
 
 # %% tags=["experiment"]
 digits = batches.tasks()["digits"]()
@@ -181,7 +181,7 @@ plots.lines(curves, marks=False, title="Who makes the gradient?", xlabel="exampl
 # you have just seen: subtract $\operatorname{tr}\Sigma/n$.
 #
 # **Predict:** the noise scale after 20 steps is about 150. You measure it with only 16 examples, and forget the second
-# correction. What do you get?
+# correction. What do you get? (The experiment takes about 5 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -204,14 +204,18 @@ check(noise_scale_simple)
 
 # %% tags=["experiment"]
 torch.manual_seed(0)
-grads, sizes = gradients(later), [4, 8, 16, 32, 64, 128, 256, 512, 1024]
+grads, sizes = gradients(later), [4, 8, 16, 32, 64, 128, 256, 512]
 truth = batches.exact_noise_scale(later, digits)
 curves, bands = {"corrected": [], "not corrected": []}, {"corrected": [], "not corrected": []}
 for n in sizes:
-    samples = [grads[torch.randint(len(grads), (n,))] for _ in range(100)]
-    found = {"corrected": torch.tensor([noise_scale_simple(g)[0] for g in samples]),
-             "not corrected": torch.tensor([noise_scale_simple(g)[2] / g.mean(0).square().sum().item() for g in samples])}
+    found = {"corrected": [], "not corrected": []}
+    for _ in range(100):
+        sample = grads[torch.randint(len(grads), (n,))]
+        scale, _, trace = noise_scale_simple(sample)
+        found["corrected"].append(scale)
+        found["not corrected"].append(trace / sample.mean(0).square().sum().item())
     for name, values in found.items():
+        values = torch.tensor(values)
         curves[name].append(values.median())
         bands[name].append(values.clamp(max=1e4).quantile(torch.tensor([0.1, 0.9])))
 plots.lines(curves, x=sizes, bands={name: tuple(torch.stack(b).T) for name, b in bands.items()}, logx=True, logy=True,
@@ -331,7 +335,7 @@ plots.show(fig)
 # $Hv$ for a vector $v$. The corrections are as before, with $u^\top H u$ in place of $\lVert u\rVert^2$.
 #
 # **Predict:** noise, gradient and curvature all live mostly in the same few directions. Will the full noise scale be
-# larger than the simple one, smaller, or about the same?
+# larger than the simple one, smaller, or about the same? (About 10 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -388,7 +392,7 @@ plots.lines({"simple": list(simple), "full": list(full)}, x=moments, logy=True, 
 # \epsilon_\text{max} = \frac{\lVert G\rVert^2}{G^\top H G}.$$
 #
 # **Predict:** for small batches the best rate grows in proportion to $B$, for large ones not at all. So at step 20, with
-# a full noise scale of about 200: how many times larger is the best rate for 256 examples than for 4?
+# a full noise scale of about 200: how many times larger is the best rate for 256 examples than for 4? (About 5 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -518,7 +522,7 @@ plots.show(fig)
 # $$\min_{S_\text{min},\,B_\text{crit}} \sum_i \Big|\log S_i - \log S_\text{min} - \log\Big(1 + \frac{B_\text{crit}}{B_i}\Big)\Big|.$$
 #
 # For a given $B_\text{crit}$ the best $\log S_\text{min}$ is a median, so a search over $B_\text{crit}$ alone is enough.
-# How far can the result be trusted? Draw as many runs with replacement, fit again, 200 times (a *bootstrap*): the
+# How far can the result be trusted? Draw as many runs with replacement, fit again, 100 times (a *bootstrap*): the
 # middle 95% of the results are the interval.
 #
 # **Predict:** the noise scale of this network grows from 30 at the start to beyond 100 at the target. Where will the
@@ -532,7 +536,7 @@ def fit_critical_batch(batches: Float[Tensor, "n"], steps: Float[Tensor, "n"]) -
     """S_min, B_crit and a 95% interval (low, high) for B_crit, from the steps that n runs needed at these batch sizes;
     steps may be inf (a run that never arrived): leave it out. Minimise the sum of |log steps - log fitted steps| over
     S_min and B_crit; search B_crit on a logarithmic grid, from a tenth of the smallest batch to ten times the
-    largest, to 2% or finer. The interval comes from a bootstrap: draw n runs with replacement, fit again, 200 times."""
+    largest, to 2% or finer. The interval comes from a bootstrap: draw n runs with replacement, fit again, 100 times."""
     ### BEGIN SOLUTION
     arrived = steps.isfinite()
     batches, logs = batches[arrived].double(), steps[arrived].double().log()
@@ -546,7 +550,7 @@ def fit_critical_batch(batches: Float[Tensor, "n"], steps: Float[Tensor, "n"]) -
 
     n = len(logs)
     place = best(torch.arange(n)[None])[0]
-    again = grid[best(torch.randint(n, (200, n)))]
+    again = grid[best(torch.randint(n, (100, n)))]
     low, high = again.quantile(0.025).item(), again.quantile(0.975).item()
     return votes[place].median().exp().item(), grid[place].item(), low, high
     ### END SOLUTION
@@ -673,7 +677,7 @@ speed(per_example_gradients)
 # What is the price $r$ of a step on a real machine? Time steps of the digits' network with batches of 1 to 4096. The
 # limit: six multiply–adds for each weight and example, at the best rate of this processor's matrix products.
 #
-# **Predict:** up to which batch does a step take about as long as with one example?
+# **Predict:** up to which batch does a step take about as long as with one example? (About 5 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*

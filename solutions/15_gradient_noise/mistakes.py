@@ -545,7 +545,7 @@ def lost_runs_kept(batches, steps):
 @mistake("fit_critical_batch", caught_by="test_the_interval_holds_the_truth_most_of_the_time")
 def interval_without_width(batches, steps):
     """Your interval has no width: both ends are the estimate. A single fit cannot say how far it can be trusted; draw
-    the runs again with replacement, fit each time, and take quantiles of the 200 values."""
+    the runs again with replacement, fit each time, and take quantiles of the values."""
     s_min, size, _ = _fit(batches, steps, 1, _median, interval=False)
     return s_min, size, size, size
 

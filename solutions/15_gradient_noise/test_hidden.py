@@ -220,17 +220,17 @@ def test_no_batch_beats_the_two_limits(student, budget):
 @given(random=generators())
 def test_the_interval_holds_the_truth_most_of_the_time(student, random):
     """Runs are drawn with replacement, and the interval goes from the 2.5% to the 97.5% quantile of B_crit."""
-    # Honest intervals hold it in about nine cases of ten here; fewer than five of twelve: once in 100,000.
+    # Honest intervals hold it in about nine cases of ten here; fewer than three of ten: once in 100,000 or less.
     held, widths = 0, []
-    for _ in range(12):
+    for _ in range(10):
         sizes, steps = simulated(random, 200.0, 60.0, 0.2)
         _, size, low, high = fitted(student, sizes, steps)
         assert_that(low <= size * 1.03 and size <= high * 1.03, f"The interval {low:.4g} to {high:.4g} does not hold the "
                                                                 f"estimate {size:.4g}.")
         held += low <= 60 <= high
         widths.append(high / low)
-    assert_that(held >= 5, f"Of 12 intervals only {held} held the true B_crit.")
-    width = sorted(widths)[6]
+    assert_that(held >= 3, f"Of 10 intervals only {held} held the true B_crit.")
+    width = sorted(widths)[5]
     assert_that(1.1 < width < 4, f"For runs that scatter by 20% the interval's ends are typically a factor {width:.3g} apart; "
                                  "between 1.2 and 3 is usual.")
 

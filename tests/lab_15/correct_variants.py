@@ -204,14 +204,14 @@ def _inside(batches, steps):
 @variant("fit_critical_batch")
 def fit_with_numpy(batches, steps):
     b, logs = _inside(batches, steps)
-    grid = np.geomspace(b.min() / 10, b.max() * 10, 800)
+    grid = np.geomspace(b.min() / 10, b.max() * 10, 400)
     level = logs - np.log(1 + grid[:, None] / b)
 
     def place(rows):
         part = level[:, rows]
         return np.abs(part - np.median(part, axis=1, keepdims=True)).sum(1).argmin()
     k = place(np.arange(len(b)))
-    drawn = np.random.default_rng(0).integers(len(b), size=(200, len(b)))
+    drawn = np.random.default_rng(0).integers(len(b), size=(100, len(b)))
     low, high = np.percentile([grid[place(rows)] for rows in drawn], [2.5, 97.5])
     return float(np.exp(np.median(level[k]))), float(grid[k]), float(low), float(high)
 
