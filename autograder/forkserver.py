@@ -107,7 +107,7 @@ def _import_everything() -> None:
     import torch
 
     import autograder.worker  # noqa: F401
-    from course import data, device, models, plots, surfaces, timing, train  # noqa: F401
+    from course import check, claims, cluster, data, device, layers, models, plots, ranks, surfaces, timing, train  # noqa: F401
     torch.set_num_threads(1)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch._dynamo
     if importlib.util.find_spec("triton"):
