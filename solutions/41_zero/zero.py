@@ -510,11 +510,11 @@ plots.show(fig)
 def update(rule: str, param: Tensor, grad: Tensor, state: State, lr: float) -> tuple[Tensor, State]:
     """One step of "sgd", "momentum" or "adamw", number by number: it may be given any part of a model."""
     if rule == "sgd":
-        return param - lr * grad, {}
+        return param.sub(grad, alpha=lr), {}
     if rule == "momentum":
         v = 0.9 * state.get("v", torch.zeros_like(param)) + grad
-        return param - lr * v, {"v": v}
-    t = state.get("t", 0) + 1
+        return param.sub(v, alpha=lr), {"v": v}
+    t = 1 + state.get("t", 0)
     m = 0.9 * state.get("m", torch.zeros_like(param)) + 0.1 * grad
     v = 0.999 * state.get("v", torch.zeros_like(param)) + 0.001 * grad**2
     step = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
