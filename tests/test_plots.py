@@ -272,7 +272,7 @@ def test_all_bars_and_limits_are_inside_their_axes(values, limit, log):
 @FEW
 @given(points=st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=1, max_size=8))
 def test_a_path_is_cut_off_where_it_crosses_the_border(points):
-    kept, left_at = plots._inside(saddle, torch.tensor(points))
+    kept, left_at = plots._inside(saddle, torch.tensor(points, dtype=torch.float64))
     outside = [i for i, p in enumerate(points) if max(map(abs, p)) > 1.2]
     assert left_at == (outside[0] if outside else None)
     if left_at:

@@ -86,7 +86,7 @@ def descriptors():
         return param - lr * grad, {}
 
 
-@attack("sgd_step", "error", says="MiB in one value|no answer within|MemoryError|alloc|ended its process")
+@attack("sgd_step", "failed or error or timeout", says="MiB in one value|no answer within|MemoryError|alloc|ended its process")
 def a_result_of_gigabytes():
     """Returns two gigabytes of zeros, which take no memory here and would there."""
     import torch
