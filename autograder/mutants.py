@@ -106,7 +106,7 @@ def _rejected(lab, reference: dict, mutant: Mutant) -> bool:
     def too_long(*_):
         raise TimeoutError("endless loop")
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)   # and again: Hypothesis replays what failed
     try:
         execute(mutant.source, "<mutant>", namespace)
         results = run(lab.specification, Student(Local(namespace)), seed=secrets.randbits(31), reference=lab.reference,
@@ -115,7 +115,7 @@ def _rejected(lab, reference: dict, mutant: Mutant) -> bool:
     except Exception:
         return True
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def explained(lab_folder: Path) -> dict[tuple[str, str], str]:

@@ -23,6 +23,7 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -121,7 +122,7 @@ def run(function: Callable, world: int = 2, args: tuple = (), *, timeout: float 
     context = get_context(start)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(world)]
-        job = (function, args) if start == "fork" else _pickled(function, args)
+        job = (function, args) if start == "fork" else cloudpickle.dumps((function, args))
         processes = [context.Process(target=_rank, args=(job, rank, world, folder, timeout, writing, os.getpid()), daemon=True,
                                      name=f"rank {rank}") for rank, (_, writing) in enumerate(pipes)]
         try:
@@ -230,11 +231,3 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
-
-
-def _pickled(function: Callable, args: tuple) -> bytes:
-    try:
-        import cloudpickle
-    except ImportError:
-        return pickle.dumps((function, args))
-    return cloudpickle.dumps((function, args))

@@ -26,7 +26,7 @@ def show(exercise: str, results: list[Result]) -> None:
     points, maximum = sum(r.points for r in results), sum(r.max_points for r in results)
     head = f"{exercise}: {len(passed)} of {len(results)} checks pass, {points:g} of {maximum:g} visible points"
     data = {VERDICT: {"exercise": exercise, "points": points, "max_points": maximum, "results": [r.to_dict() for r in results]}}
-    others = "" if len(wrong) < 2 else "Also not so: " + "; ".join(statement(r.name) for r in wrong[1:]) + "."
+    others = "" if len(wrong) < 2 else "Further checks fail: " + "; ".join(statement(r.name) for r in wrong[1:]) + "."
     if wrong and (not broken or all("is not written yet" in r.message for r in broken)):
         _display(head, [wrong[0].message], "", OPEN, data)
     else:

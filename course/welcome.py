@@ -103,9 +103,12 @@ def _jupyter_server_extension_points() -> list[dict]:
 
 def main(arguments: list[str]) -> None:
     """JupyterLab on this page. The server's root is the course, where the formgrader needs it; files open in labs/."""
+    # JupyterLab's own question about news, and its search for updates, are off, unless the student turns them on.
+    ours = str(Path(__file__).parent / "jupyter")
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), ours]))
     from jupyterlab.labapp import LabApp
     options = [f"--ServerApp.root_dir={Path.cwd()}", "--ServerApp.jpserver_extensions={'course.welcome': True}",
-               "--LabApp.default_url=/welcome"]  # no network
+               "--LabApp.default_url=/welcome"]
     if Path("labs").is_dir():
         options.append("--FileContentsManager.preferred_dir=labs")
     if getattr(os, "geteuid", lambda: 1)() == 0:

@@ -63,7 +63,6 @@ def address(root, tmp_path_factory) -> str:
     environment = {**os.environ, **{name: str(own / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}}
     settings = own / "JUPYTER_CONFIG_DIR" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": f"JupyterLab {'Dark' if DARK else 'Light'}"}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -70,11 +70,15 @@ def batch_norm_as_scale_and_shift(x, weight, bias, running, training, momentum=0
 # ---------------------------------------------------------------- batch_norm_backward
 
 @variant("batch_norm_backward")
-def batch_norm_backward_by_torch(dy, x, weight, eps=1e-5):
-    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, torch.zeros_like(weight))]
-    with torch.enable_grad():
-        y = F.batch_norm(leaves[0], None, None, leaves[1], leaves[2], True, eps=eps)
-    return torch.autograd.grad(y, leaves, dy)
+def batch_norm_backward_as_a_projection(dy, x, weight, eps=1e-5):
+    """Channels as rows; what is taken away, by two products with vectors."""
+    rows, grads = x.transpose(0, 1).flatten(1), dy.transpose(0, 1).flatten(1)  # [c, m]
+    var, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
+    unit = (rows - mean) / torch.sqrt(var + eps)
+    dweight, dbias = torch.einsum("cm,cm->c", grads, unit), grads.sum(1)
+    inner = grads - grads.mean(1, keepdim=True) - unit * (dweight / rows.shape[1])[:, None]
+    dx = inner * (weight / torch.sqrt(var + eps)[:, 0])[:, None]
+    return [dx.view(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1), dweight, dbias]
 
 
 @variant("batch_norm_backward")
@@ -112,8 +116,8 @@ def layer_norm_in_place_on_its_own(x, weight, bias, eps=1e-5):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = x.to(wide, copy=True)
     y -= y.mean(dim=-1, keepdim=True)
-    y /= torch.sqrt(y.pow(2).mean(dim=-1, keepdim=True).add_(eps))
-    y *= weight
+    y = y / torch.sqrt(y.pow(2).mean(dim=-1, keepdim=True).add_(eps))  # a new one: autograd still needs the squares' root
+    y = y * weight
     y += bias
     return y.type_as(x)
 
@@ -121,11 +125,16 @@ def layer_norm_in_place_on_its_own(x, weight, bias, eps=1e-5):
 # ---------------------------------------------------------------- layer_norm_backward
 
 @variant("layer_norm_backward")
-def layer_norm_backward_by_torch(dy, x, weight, eps=1e-5):
-    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, torch.zeros_like(weight))]
-    with torch.enable_grad():
-        y = F.layer_norm(leaves[0], x.shape[-1:], leaves[1], leaves[2], eps)
-    return torch.autograd.grad(y, leaves, dy)
+def layer_norm_backward_through_mean_and_variance(dy, x, weight, eps=1e-5):
+    """Each step of the forward pass backwards."""
+    center = x - x.mean(-1, keepdim=True)
+    rstd = (center.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+    dhat = dy * weight
+    dvar = (dhat * center).sum(-1, keepdim=True) * -0.5 * rstd**3
+    dcenter = dhat * rstd + 2 * dvar * center / x.shape[-1]
+    places = list(range(x.ndim - 1))
+    total = (lambda t: t.sum(places)) if places else (lambda t: t)
+    return dcenter - dcenter.mean(-1, keepdim=True), total(dy * center * rstd), total(dy)
 
 
 @variant("layer_norm_backward")
