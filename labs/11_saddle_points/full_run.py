@@ -5,59 +5,22 @@ Without PART all of them run, one after the other: `escape` and `settle` (the to
 `faster` (learning rates), `switch` (Adam, then SGD), `plateau` (Hessian and turned network), `rare` and `moments`, and
 `flat` (speed). About an hour on two cores that others use as well.
 """
-import datetime
 import functools
-import json
 import math
-import os
-import platform
-import re
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
-os.environ["TRAINFAST_JUDGED"] = "1"  # no checks: only the functions are wanted
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 
-from course import data, device, models, surfaces, timing, train
+from course import data, models, surfaces, timing, train
+from course.full_run import interval, lab_functions, main
 
-HERE = Path(__file__).resolve().parent
-CARD = device.describe()
-DEVICE = f"{CARD.cores}-core {platform.machine().replace('_', '-')} CPU" + next((f" with {name}" for flag, name in (
-    ("amx_tile", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in CARD.cpu_features), "")
-
-
-def lab_functions() -> dict:
-    """The names that the lab's setup and exercise cells define."""
-    script, notebook = HERE / "saddle_points.py", HERE / "saddle_points.ipynb"
-    if script.exists():
-        cells = re.split(r"^# %%.*$", script.read_text(), flags=re.MULTILINE)
-    else:
-        cells = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    wanted = re.compile(r"import math$|def ((sgd|momentum|nesterov|adagrad|rmsprop|adadelta|adam|flat_adam)_step"
-                        r"|most_negative_curvature)\(", re.MULTILINE)
-    names: dict = {}
-    for source in cells:
-        if wanted.match(source.lstrip()):
-            exec(source, names)
-    return names
-
-
-LAB = lab_functions()
+LAB = lab_functions(__file__, r"import math$|def ((sgd|momentum|nesterov|adagrad|rmsprop|adadelta|adam|flat_adam)_step"
+                              r"|most_negative_curvature)\(")
 METHODS = {"SGD": LAB["sgd_step"], "momentum": LAB["momentum_step"], "Nesterov": LAB["nesterov_step"],
            "AdaGrad": LAB["adagrad_step"], "RMSprop": LAB["rmsprop_step"], "AdaDelta": LAB["adadelta_step"],
            "Adam": LAB["adam_step"]}
-
-
-def interval(values) -> list[float]:
-    """Mean and its 95% interval (Student's t)."""
-    values = np.asarray(values, dtype=float)
-    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return [round(float(v), 4) for v in (mean, mean - half, mean + half)]
 
 
 def each(function, jobs: list) -> list:
@@ -443,13 +406,4 @@ def flat() -> dict:
 
 
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (escape, settle, sensitivity, faster, switch, plateau, rare, moments, flat)}
-    target = HERE / "full_run.json"
-    for part in sys.argv[1:] or parts:
-        begin = time.perf_counter()
-        result = parts[part]()
-        known = json.loads(target.read_text()) if target.exists() else {}
-        known[part] = {"date": datetime.date.today().isoformat(), "device": DEVICE, "torch": torch.__version__.partition("+")[0],
-                       "seconds": round(time.perf_counter() - begin), **result}
-        target.write_text(re.sub(r"[\[{][^][{}]*[]}]", lambda m: " ".join(m[0].split()), json.dumps(known, indent=1)) + "\n")
-        print(f"{part}: {known[part]['seconds']} s", flush=True)
+    main(__file__, escape, settle, sensitivity, faster, switch, plateau, rare, moments, flat)

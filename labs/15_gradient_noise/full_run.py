@@ -5,47 +5,17 @@ Without PART all of them run: `predict` (critical batch size and noise scale of 
 noisy bowls), `growth` (noise scale and loss during training), `schedule` (an adaptive batch against fixed ones).
 About twenty minutes of one core; the results that came with the lab are from a machine that others used as well.
 """
-import datetime
-import json
 import math
-import os
-import platform
-import re
 import statistics
-import sys
-import time
-from pathlib import Path
 
-os.environ["TRAINFAST_JUDGED"] = "1"  # no checks: only the functions are wanted
 import torch
 from torch import Tensor
 
-from course import batches, device
+from course import batches
+from course.full_run import lab_functions, main
 
 torch.set_num_threads(1)
-HERE = Path(__file__).resolve().parent
-CARD = device.describe()
-DEVICE = f"{CARD.cores}-core {platform.machine().replace('_', '-')} CPU" + next((f" with {name}" for flag, name in (
-    ("amx_tile", "AMX"), ("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in CARD.cpu_features), "")
-
-
-def lab_functions() -> dict:
-    """The names that the lab's setup and exercise cells define."""
-    script, notebook = HERE / "gradient_noise.py", HERE / "gradient_noise.ipynb"
-    if script.exists():
-        cells = re.split(r"^# %%.*$", script.read_text(), flags=re.MULTILINE)
-    else:
-        cells = ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    wanted = re.compile(r"import math$|def (per_example_gradients|noise_scale_\w+|fit_critical_batch|adaptive_batch_schedule)\(",
-                        re.MULTILINE)
-    names: dict = {}
-    for source in cells:
-        if wanted.match(source.lstrip()):
-            exec(source, names)
-    return names
-
-
-LAB = lab_functions()
+LAB = lab_functions(__file__, r"import math$|def (per_example_gradients|noise_scale_\w+|fit_critical_batch|adaptive_batch_schedule)\(")
 SEEDS = (0, 1, 2)
 SIZES = (2048, 512, 128, 32, 8)
 SHARE = 0.1    # the target: a tenth of what can be taken away from the loss is left
@@ -239,13 +209,4 @@ def schedule(price: float = 100.0, seeds: int = 3) -> dict:
 
 
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (predict, quadratic, growth, schedule)}
-    target = HERE / "full_run.json"
-    for part in sys.argv[1:] or parts:
-        begin = time.perf_counter()
-        result = parts[part]()
-        known = json.loads(target.read_text()) if target.exists() else {}
-        known[part] = {"date": datetime.date.today().isoformat(), "device": DEVICE, "torch": torch.__version__.partition("+")[0],
-                       "seconds": round(time.perf_counter() - begin), **result}
-        target.write_text(re.sub(r"[\[{][^][{}]*[]}]", lambda m: " ".join(m[0].split()), json.dumps(known, indent=1)) + "\n")
-        print(f"{part}: {known[part]['seconds']} s", flush=True)
+    main(__file__, predict, quadratic, growth, schedule)

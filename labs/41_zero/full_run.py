@@ -4,34 +4,16 @@ It runs the functions of the lab that lies beside it: the reference in the cours
 Parts: `equality` (ten steps on real ranks against one process), `training` (losses of real ranks), `step` (the simulator's
 step against the real one), `claim` (the simulated map of the claims; exact). About ten minutes on two cores.
 """
-import datetime
-import json
-import math
-import platform
-import re
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 
 import train_zero
-from course import cluster, data, device, layers, ranks
+from course import cluster, data, layers, ranks
 from course.cluster import Cluster
+from course.full_run import interval, main
 
-HERE = Path(__file__).resolve().parent
-CARD = device.describe()
-DEVICE = f"{CARD.cores}-core {platform.machine().replace('_', '-')} CPU"
 LAB = train_zero.lab_functions()
-
-
-def interval(values) -> list[float]:
-    """Mean and its 95% interval (Student's t)."""
-    values = np.asarray(values, dtype=float)
-    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return [float(f"{v:.5g}") for v in (mean, mean - half, mean + half)]
 
 
 def ten_steps(comm, method: str, rule: str, seed: int) -> dict[str, torch.Tensor]:
@@ -121,13 +103,4 @@ def claim() -> dict:
 
 
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (equality, training, step, claim)}
-    target = HERE / "full_run.json"
-    for part in sys.argv[1:] or parts:
-        begin = time.perf_counter()
-        result = parts[part]()
-        known = json.loads(target.read_text()) if target.exists() else {}
-        known[part] = {"date": datetime.date.today().isoformat(), "device": DEVICE, "torch": torch.__version__.partition("+")[0],
-                       "seconds": round(time.perf_counter() - begin), **result}
-        target.write_text(re.sub(r"[\[{][^][{}]*[]}]", lambda m: " ".join(m[0].split()), json.dumps(known, indent=1)) + "\n")
-        print(f"{part}: {known[part]['seconds']} s", flush=True)
+    main(__file__, equality, training, step, claim)

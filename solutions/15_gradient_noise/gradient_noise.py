@@ -589,6 +589,29 @@ plots.show(fig)
 # On the machine of the full run the fit said 68 (53 to 79), and the median of the noise scale was 67. So close is luck, since
 # the noise scale was 30 at the start of that run and beyond 100 at its end: the law assumes a constant. But it was the right
 # number to within a factor of two, without a single training at another batch size.
+#
+# **Play.** Your law, as a choice. Move the batch along the front. Then let a step cost as much as $r$ examples (starting
+# it, sending gradients) and look for the batch with the least cost: how does it move when $r$ grows a hundredfold?
+
+# %% tags=["experiment"]
+from course.sliders import Slider, show
+
+def draw(batch, price):
+    sizes = torch.logspace(0, 4, 200)
+    front_steps, front_examples = steps_and_examples(sizes, s_min, s_min * critical)
+    here_steps, here_examples = steps_and_examples(batch, s_min, s_min * critical)
+    cost, least = here_examples + price * here_steps, (front_examples + price * front_steps).min().item()
+    fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt=f"At batch {batch:.0f} a run needs {here_steps:.0f} steps and {here_examples:,.0f} "
+                                      f"examples; at {price:.0f} examples for a step it costs {cost / least:.2f} times the least.")
+    plots.lines({"the front": (front_examples, front_steps)}, ax=left, alt="", logx=True, logy=True, marks=False, xlabel="examples until the target",
+                ylabel="steps to the target", title=f"B = {batch:.0f}: {here_steps / s_min:.1f} × the least steps, {here_examples / (s_min * critical):.1f} × the examples")
+    plots.lines({"cost": (sizes, front_examples + price * front_steps)}, ax=right, alt="", logx=True, logy=True, marks=False, xlabel="batch size B",
+                ylabel=f"examples + {price:.0f} · steps", title=f"{cost / least:.2f} times the least cost")
+    left.plot(here_examples, here_steps, "o", color=plots.PALETTE[3], markersize=11)
+    right.plot(batch, cost, "o", color=plots.PALETTE[3], markersize=11)
+    plots.show(fig)
+
+show(draw, batch=Slider(1, 10_000, start=64, log=True, label="batch size"), price=Slider(1, 10_000, start=100, log=True, label="price of a step (examples)"))
 
 # %% [markdown]
 # ## 8 · A batch that grows

@@ -727,6 +727,24 @@ plots.lines({name: steps(held) for name, held in memory.items()} | {"the whole m
 #
 # Twice as fast at best, when both take equally long, and hardly anything when one of them dominates. Keep this in
 # mind for the claim.
+#
+# **Play.** More devices, or a slower link: where does prefetching gain most, and what does the timeline look like there?
+# A use takes 2 ms; each hop of a ring costs 20 µs besides its bytes. From which number of devices on are the hops all
+# that counts?
+
+# %% tags=["experiment"]
+from course.sliders import Slider, show
+
+def draw(world, bandwidth):
+    link = Cluster(latency=20e-6, bandwidth=1e9 * bandwidth)
+    runs = {name: passes(schedule, 2e-3, link, world=world, size=4_000_000 // world * world)
+            for name, schedule in {"serial": serial, "prefetch": prefetch}.items()}
+    rows = {f"{name}: {row[8:]}": spans for name, run in runs.items() for row, spans in run.spans(0, 1e3).items()}
+    slow, fast = (1e3 * run.seconds for run in runs.values())
+    plots.timeline(rows, title=f"{world} devices, {bandwidth:.2g} GB/s: {slow:.0f} ms serial, {fast:.0f} ms with prefetch, gain {slow / fast:.2f}",
+                   xlabel="simulated time (ms)", alt=f"Timeline of both orders. Serial takes {slow:.0f} ms, prefetch {fast:.0f} ms.")
+
+show(draw, world=Slider(2, 64, start=4, step=2, label="devices"), bandwidth=Slider(0.5, 50, start=3, log=True, label="link (GB/s)"))
 
 # %% [markdown]
 # ### Optional · Stage 3 in full
