@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import NoneType
 
 from autograder.protocol import Closed, Deadline, ProtocolError
 from autograder.sandbox import Child, ForkServer
@@ -76,9 +77,11 @@ class Remote:
         as_rank = {} if rank is None else {"rank": rank, "world": world}
         value = self.ask("call", {"function": call.function, **as_rank}, (call.args, call.kwargs, call.cotangent), "result",
                          name=call.function, callbacks=callbacks, callback=number)
-        if type(value) is not tuple or len(value) != 4 or type(value[1]) is not tuple or type(value[2]) is not dict:
+        if type(value) is not tuple or len(value) != 4 or (type(value[1]), type(value[2])) not in ((tuple, dict), (NoneType, NoneType)):
             raise self._lost(f"{call.function}: the submission's process answered out of form.", "error")
         result, args, kwargs, gradients = value
+        if args is None:    # it left them as they were
+            args, kwargs = call.args, call.kwargs
         args, kwargs = _with_callbacks(call.args, args), _with_callbacks(call.kwargs, kwargs)
         if call.cotangent is not None and (type(gradients) is not list):
             raise self._lost(f"{call.function}: the submission's process sent no gradients.", "error")

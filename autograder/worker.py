@@ -64,7 +64,7 @@ class Worker:
         return None
 
     def on_call(self, body: dict, value: Value) -> None:
-        """Call one function of the submission; send its result, and the arguments as they are afterwards."""
+        """Call one function of the submission; send its result, and the arguments as they are afterwards if it changed them."""
         self.request = body["request"]
         args, kwargs, cotangent = value
         call = Call(body["function"], args, kwargs, cotangent)
@@ -78,7 +78,10 @@ class Worker:
                 outcome.args = (None, *outcome.args)
             else:
                 outcome = invoke(function, call)
-            arguments = _without_callbacks((outcome.args, outcome.kwargs))
+            if outcome.args is args and outcome.kwargs is kwargs:
+                arguments = None, None
+            else:
+                arguments = _without_callbacks((outcome.args, outcome.kwargs))
             answer = (outcome.value, *arguments, outcome.gradients)
             self.connection.send("result", {"request": self.request}, answer)
         except (StudentError, NotAValue) as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, equal
 
 from course.spec.values import NotAValue, Value, brief, clone, first_difference, rebuild, walk
 
@@ -68,6 +68,8 @@ class Call:
 @dataclass
 class Outcome:
     """What came back: the result, the arguments as they were after the call, and the gradients if asked for.
+
+    `args` and `kwargs` are the very objects of the call where the function left them as they were.
 
     `gradients` has one entry for each floating-point tensor among the positional arguments, in order of
     appearance; None where the result does not depend on it.
@@ -155,7 +157,7 @@ class Function:
     def _compare_arguments(self, call: Call, outcome: Outcome) -> Outcome:
         for name, before, after in [*((f"number {i + 1}", a, b) for i, (a, b) in enumerate(zip(call.args, outcome.args))),
                                     *((name, call.kwargs[name], outcome.kwargs.get(name)) for name in call.kwargs)]:
-            if not callable(before) and (difference := first_difference(before, after, rtol=0, atol=0)) is not None:
+            if before is not after and not callable(before) and (difference := first_difference(before, after, rtol=0, atol=0)) is not None:
                 raise ArgumentChanged(self.__name__, name, before, difference.where)
         return outcome
 
@@ -221,7 +223,23 @@ def invoke(function: Callable, call: Call) -> Outcome:
             pass
     except NotAValue as error:
         raise StudentError(f"{call.function} returned {error}.", "failed") from None
-    return Outcome(clone(value), clone(args), clone(kwargs), gradients)
+    return Outcome(clone(value), _afterwards(call.args, args), _afterwards(call.kwargs, kwargs), gradients)
+
+
+def _afterwards(before: Value, after: Value) -> Value:
+    return before if _same(before, after) else clone(after)
+
+
+def _same(before: Value, after: Value) -> bool:
+    """A quick look; it may call a NaN changed."""
+    if isinstance(before, Tensor):
+        return (isinstance(after, Tensor) and (before.dtype, before.device, before.shape) == (after.dtype, after.device, after.shape)
+                and equal(before, after))
+    if type(before) in (list, tuple):
+        return type(after) is type(before) and len(after) == len(before) and all(map(_same, before, after))
+    if type(before) is dict:
+        return type(after) is dict and before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
+    return callable(before) or (type(after) is type(before) and after == before)
 
 
 def _require_grad(leaf: Value, inputs: list[Tensor]) -> Value:

@@ -221,9 +221,13 @@ def brief(value: Value, limit: int = 60) -> str:
     if type(value) in SCALARS:
         return str(value)[:limit]
     if type(value) is dict:
-        text = "{" + ", ".join(f"{key}: {brief(item)}" for key, item in list(value.items())[:4]) + ("}" if len(value) <= 4 else ", ...}")
+        text = "{" + ", ".join(f"{_name(key)}: {brief(item)}" for key, item in list(value.items())[:4]) + ("}" if len(value) <= 4 else ", ...}")
     elif type(value) in (list, tuple):
         text = "[" + ", ".join(brief(item) for item in value[:4]) + ("]" if len(value) <= 4 else f", ... {len(value)} items]")
     else:
         text = f"a {type(value).__name__}"
     return text if len(text) <= limit else f"a {type(value).__name__} of {len(value)} items"
+
+
+def _name(key: str | int) -> str:
+    return str(key) if str(key).isprintable() else repr(key)
