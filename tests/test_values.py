@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autograder.protocol import decode_tensors, encode_tensors
+from autograder.protocol import CODES, decode_tensors, encode_tensors
+from course.spec.student import Call, invoke
 from course.spec.values import MAX_DEPTH, NotAValue, brief, clone, first_difference, pack, unpack, walk
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool]
@@ -103,3 +104,20 @@ def test_infinity_equals_itself_and_nothing_else(infinity):
         assert first_difference(wrap(infinity), wrap(5.0)) is not None
         assert first_difference(wrap(5.0), wrap(infinity)) is not None
         assert first_difference(wrap(infinity), wrap(-infinity)) is not None
+
+
+@pytest.mark.parametrize("dtype", CODES)
+def test_every_dtype_that_travels_arrives_as_it_was(dtype):
+    sent = torch.arange(6).view(2, 3).to(torch.float32).to(dtype).t()
+    back, = decode_tensors(encode_tensors([sent]))
+    assert back.dtype == dtype and torch.equal(back.view(torch.uint8), sent.contiguous().view(torch.uint8))
+
+
+@settings(deadline=None)
+@given(values, values)
+def test_arguments_count_as_left_alone_only_if_they_are(before, after):
+    """What a call left alone is not sent back; what counts as that must have no difference from what was sent."""
+    box = [before]
+    outcome = invoke(lambda box: box.__setitem__(0, after), Call("f", (box,), {}))
+    if first_difference(before, after, rtol=0, atol=0) is not None:
+        assert outcome.args[0] is not box and first_difference(outcome.args[0], [after], rtol=0, atol=0) is None
