@@ -28,9 +28,10 @@ lab: setup
 # make test     every test                        make test ARGS="tests/test_build.py -x"
 # make verify   the course's proof of itself      make verify ARGS="11 --mutants"
 # make demo     grade a small class without a person
+# make book     the course as a static site      make book ARGS=--links
 # make pictures docs/welcome.png and docs/lab.png, as a browser shows them
 EXTRA = dev
-.PHONY: build test verify demo pictures
+.PHONY: build test verify demo book pictures
 lab: .venv/.built
 
 .venv/.built: .venv/.installed $(wildcard solutions/*/*.* autograder/*.py course/spec/*.py course/syllabus.toml)
@@ -48,6 +49,9 @@ verify: setup
 
 demo: setup
 	$(IN_VENV) autograder demo $(ARGS)
+
+book: .venv/.built
+	$(IN_VENV) autograder book $(ARGS)
 
 pictures: setup
 	$(IN_VENV) TRAINFAST_PICTURES=build/pictures python -m pytest tests/browser -k student

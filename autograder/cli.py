@@ -173,6 +173,15 @@ def speed(labs: Labs = None,
 
 
 @app.command()
+def book(fresh: Annotated[bool, typer.Option("--fresh", help="Run every lab again, not only those that changed.")] = False,
+         links: Annotated[bool, typer.Option("--links", help="Visit the links to other sites too.")] = False) -> None:
+    """Make the course a static site, in build/book."""
+    from autograder.book import make
+    from autograder.source import find_root
+    typer.echo(f"open {make(find_root(), fresh=fresh, links=links, say=typer.echo)}")
+
+
+@app.command()
 def doctor() -> None:
     """What this machine can do, what then runs how, and whether submissions will be isolated."""
     from autograder.sandbox import isolation_report
