@@ -16,12 +16,13 @@ from torch import Tensor
 
 from course import kernels, timing
 from course.spec import assert_close, assert_that, exercise, probe, speed
-from course.spec.student import StudentError
+from course.spec.student import NotWritten, StudentError
 
 # Every example costs calls, and a call in grading a millisecond or more.
 some, few = settings(max_examples=10), settings(max_examples=4)
 SHAPES = [(2, 3), (6, 4), (5, 1), (3, 2, 4), (2, 4, 3, 2), (1, 2, 2, 3)]  # [n, c, *places], more than one number a channel
 NORMAL = {"rtol": 1e-6, "atol": 1e-8}       # in float64
+DOUBLE = {"rtol": 1e-9, "atol": 1e-10}      # in float64, and not in float32 on the way
 SINGLE = {"rtol": 1e-3, "atol": 1e-4}       # in float32
 # float32 with a mean thousands of times the spread: a sum that is rounded once or twice is off by about 1e-3.
 OFFSET = {"rtol": 0, "atol": 0.03}
@@ -62,6 +63,25 @@ def several(result, names: str) -> tuple:
 def far_from_zero(shape: tuple[int, ...], random: torch.Generator, mean: float = 3000.0) -> Tensor:
     """float32 numbers of spread 1 around a mean that is thousands of times larger."""
     return (mean + normal(shape, random)).float()
+
+
+def by_autograd(function: Callable, dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What autograd finds for `function(x, weight, bias)`."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    return torch.autograd.grad(function(*leaves), leaves, dy)
+
+
+def assert_gradients(got: list, expected: tuple) -> None:
+    """Of x, weight and bias, through a function of the student's."""
+    for name, mine, right in zip(("x", "weight", "bias"), got, expected):
+        assert_that(mine is not None, f"No gradient reaches {name}: autograd does not see how y depends on it.")
+        assert_close(mine, right, f"the gradient that reaches {name}", **NORMAL)
+
+
+def assert_written_by_hand(backward: Callable, dy: Tensor, x: Tensor, weight: Tensor) -> None:
+    """A formula in tensor operations can itself be differentiated; what autograd.grad returns cannot."""
+    _, through = backward.vjp(dy, x, weight, cotangent=(torch.ones_like(x), None, None))
+    assert_that(any(g is not None for g in through), "Nothing leads from dy to dx but autograd (or detach, or torch.no_grad).")
 
 
 # ---------------------------------------------------------------- batch_norm
@@ -116,15 +136,41 @@ def test_evaluation_uses_the_running_values_and_keeps_them(student, random, shap
     assert_close({name: new[name] for name in ("mean", "var")}, running, "the running values after evaluation", **NORMAL)
 
 
+@exercise("batch_norm", points=2)
+@few
+@given(random=generators())
+def test_a_single_number_in_a_channel_is_refused(student, random):
+    """One example without places, or with one place, has no variance in training: raise ValueError. One example with
+    several places is fine."""
+    weight, bias, running = torch.ones(3).double(), torch.zeros(3).double(), {"mean": torch.zeros(3).double(), "var": torch.ones(3).double()}
+    for shape in ((1, 3), (1, 3, 1, 1)):
+        try:
+            student.batch_norm(normal(shape, random), weight, bias, running, True)
+        except NotWritten:
+            raise
+        except StudentError as error:
+            assert_that("ValueError" in str(error), "A single number in a channel must raise ValueError, and nothing else.")
+        else:
+            assert_that(False, "A single number in a channel was normalised.")
+    x = normal((1, 3, 2), random)
+    assert_close(normalised(student, x, weight, bias, running, True)[0], F.batch_norm(x, None, None, training=True), "y", **NORMAL)
+
+
+@exercise("batch_norm", points=2)
+@few
+@given(random=generators(), shape=st.sampled_from([(6, 4), (3, 2, 4), (2, 3, 2, 2)]))
+def test_batch_norms_gradient_flows_through_the_statistics(student, random, shape):
+    """Mean and variance depend on x, and autograd must see that: no detach, no .data, no torch.no_grad, no numbers by
+    .item() on the way from x to y."""
+    x, weight, bias, running = batch_norm_problem(shape, random)
+    dy = normal(shape, random) + 0.5
+    _, got = student.batch_norm.vjp(x, weight, bias, running=running, training=True, cotangent=(dy, None))
+    assert_gradients(got, by_autograd(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), dy, x, weight, bias))
+
+
 # ---------------------------------------------------------------- batch_norm_backward
 
 GRADIENTS = "dx, dweight, dbias"
-
-
-def by_autograd(function: Callable, dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """What autograd finds for `function(x, weight, bias)`."""
-    leaves = [t.detach().clone().requires_grad_() for t in inputs]
-    return torch.autograd.grad(function(*leaves), leaves, dy)
 
 
 def batch_norm_gradients(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
@@ -157,6 +203,16 @@ def test_batch_norms_weight_and_bias_gradients_are_sums(student, random, shape, 
     assert_close(dbias, expected[2], "dbias", **NORMAL)
 
 
+@exercise("batch_norm_backward", points=1)
+@few
+@given(random=generators(), shape=st.sampled_from([(6, 4), (2, 4, 3, 2)]))
+def test_batch_norms_backward_pass_is_written_by_hand(student, random, shape):
+    """Write the formula of the text with operations on tensors. torch.autograd.grad and backward() are not allowed here,
+    and detach and no_grad are not needed."""
+    x, weight, *_ = batch_norm_problem(shape, random)
+    assert_written_by_hand(student.batch_norm_backward, normal(shape, random), x, weight)
+
+
 # ---------------------------------------------------------------- layer_norm
 
 LAST = [(4, 5), (7,), (2, 3, 6), (1, 2), (3, 1, 2, 4)]  # [*places, d]
@@ -173,10 +229,11 @@ def layer_norm_problem(shape: tuple[int, ...], random: torch.Generator) -> tuple
 @some
 @given(random=generators(), shape=st.sampled_from(LAST), eps=epsilons)
 def test_every_place_is_normalised_over_its_last_dimension(student, random, shape, eps):
-    """Mean and biased variance over the last dimension alone; eps inside the root; then weight and bias."""
+    """Mean and biased variance over the last dimension alone; eps inside the root; then weight and bias. (If only the
+    last digits differ: float64 is computed in float64.)"""
     x, weight, bias = layer_norm_problem(shape, random)
     expected = F.layer_norm(x, shape[-1:], weight, bias, eps)
-    assert_close(student.layer_norm(x, weight, bias, eps=eps), expected, "y", **NORMAL)
+    assert_close(student.layer_norm(x, weight, bias, eps=eps), expected, "y", **DOUBLE)
 
 
 @exercise("layer_norm", points=3)
@@ -187,6 +244,26 @@ def test_a_large_mean_does_not_swallow_the_variance(student, random, mean):
     x = far_from_zero((4, 64), random, mean)
     expected = F.layer_norm(x.double(), (64,)).float()
     assert_close(student.layer_norm(x, torch.ones(64), torch.zeros(64)), expected, "y", **OFFSET)
+
+
+@exercise("layer_norm", points=3)
+@few
+@given(random=generators(), dtype=st.sampled_from([torch.float16, torch.bfloat16]))
+def test_half_precision_is_computed_in_float32(student, random, dtype):
+    """300 squared is beyond float16, and bfloat16 keeps three digits. Convert to float32 first, and back at the end."""
+    assert_half_is_computed_in_single(student.layer_norm, F.layer_norm, random, dtype)
+
+
+@exercise("layer_norm", points=2)
+@few
+@given(random=generators(), shape=st.sampled_from(LAST))
+def test_layer_norms_gradient_flows_through_the_statistics(student, random, shape):
+    """Mean and variance depend on x, and autograd must see that: no detach, no .data, no torch.no_grad on the way from
+    x to y, and nothing overwritten that the backward pass needs."""
+    x, weight, bias = layer_norm_problem(shape, random)
+    dy = normal(shape, random) + 0.5
+    _, got = student.layer_norm.vjp(x, weight, bias, cotangent=dy)
+    assert_gradients(got, by_autograd(lambda x, w, b: F.layer_norm(x, shape[-1:], w, b), dy, x, weight, bias))
 
 
 # ---------------------------------------------------------------- layer_norm_backward
@@ -221,6 +298,16 @@ def test_layer_norms_weight_and_bias_gradients_sum_over_all_places(student, rand
     assert_close(dbias, expected[2], "dbias", **NORMAL)
 
 
+@exercise("layer_norm_backward", points=1)
+@few
+@given(random=generators(), shape=st.sampled_from([(4, 5), (2, 3, 6)]))
+def test_layer_norms_backward_pass_is_written_by_hand(student, random, shape):
+    """Write the formula of the text with operations on tensors. torch.autograd.grad and backward() are not allowed here,
+    and detach and no_grad are not needed."""
+    x, weight, *_ = layer_norm_problem(shape, random)
+    assert_written_by_hand(student.layer_norm_backward, normal(shape, random), x, weight)
+
+
 # ---------------------------------------------------------------- group_norm
 
 GROUPED = [((3, 6), 2), ((2, 4, 3), 2), ((2, 6, 2, 2), 3), ((1, 8), 4), ((2, 4, 2, 3), 1), ((2, 3, 2, 2), 3)]
@@ -248,6 +335,30 @@ def test_no_example_sees_another(student, random, case):
     together = student.group_norm(x, groups, weight, bias)
     assert_close(student.group_norm(x[:1], groups, weight, bias), F.group_norm(x[:1], groups, weight, bias), "y of an example alone", **NORMAL)
     assert_close(together[:1], F.group_norm(x[:1], groups, weight, bias), "y of the same example in a batch", **NORMAL)
+
+
+@exercise("group_norm", points=2)
+@few
+@given(random=generators(), case=st.sampled_from(GROUPED))
+def test_group_norms_gradient_flows_through_the_statistics(student, random, case):
+    """Mean and variance depend on x, and autograd must see that: no detach, no .data, no torch.no_grad on the way from
+    x to y."""
+    shape, groups = case
+    x, weight, bias, _ = batch_norm_problem(shape, random)
+    dy = normal(shape, random) + 0.5
+    _, got = student.group_norm.vjp(x, groups, weight, bias, cotangent=dy)
+    assert_gradients(got, by_autograd(lambda x, w, b: F.group_norm(x, groups, w, b), dy, x, weight, bias))
+
+
+@exercise("group_norm", points=1)
+@few
+@given(random=generators(), axes=st.sampled_from([(0, 3, 1, 2), (1, 0, 2, 3), (3, 1, 0, 2)]))
+def test_the_order_of_x_in_memory_does_not_matter(student, random, axes):
+    """x may be a view whose numbers lie in another order (permute makes one; images often come with the channels last).
+    .view refuses it; .reshape does not."""
+    x = features((2, 4, 2, 4), random).permute(axes)
+    weight, bias = positive(x.shape[1:2], random), normal(x.shape[1:2], random)
+    assert_close(student.group_norm(x, 2, weight, bias), F.group_norm(x, 2, weight, bias), "y of a permuted x", **NORMAL)
 
 
 # ---------------------------------------------------------------- fold_batch_norm
@@ -288,6 +399,24 @@ def test_a_convolution_without_bias_gets_one(student, random):
     x = normal((2, 2, 4, 4), random)
     new_weight, new_bias = folded(student, problem)
     assert_close(F.conv2d(x, new_weight, new_bias), apart(x, *problem), "the folded convolution's output", **NORMAL)
+
+
+@exercise("fold_batch_norm", points=3)
+@some
+@given(random=generators(), eps=epsilons)
+def test_linear_and_depthwise_layers_fold_too(student, random, eps):
+    """Only the first dimension of the weight is the output channel; there may be none, one or three more kinds after
+    it."""
+    linear = folding_problem((4, 3), random)
+    x = normal((5, 3), random)
+    w, b = folded(student, linear, eps=eps)
+    expected = F.batch_norm(F.linear(x, *linear[:2]), linear[4], linear[5], linear[2], linear[3], False, eps=eps)
+    assert_close(F.linear(x, w, b), expected, "the folded linear layer's output", **NORMAL)
+    depthwise = folding_problem((3, 1, 2, 2), random)
+    x = normal((2, 3, 4, 4), random)
+    w, b = folded(student, depthwise, eps=eps)
+    expected = F.batch_norm(F.conv2d(x, *depthwise[:2], groups=3), depthwise[4], depthwise[5], depthwise[2], depthwise[3], False, eps=eps)
+    assert_close(F.conv2d(x, w, b, groups=3), expected, "the folded depthwise convolution's output", **NORMAL)
 
 
 # ---------------------------------------------------------------- block_pre_ln and block_post_ln
@@ -379,6 +508,17 @@ def test_what_lies_beyond_the_row_is_in_no_sum(student, random, d):
     assert_close(student.triton_layer_norm(x, weight, bias), F.layer_norm(x, (d,)), "y", **SINGLE)
 
 
+@exercise("triton_layer_norm", points=1, requires=kernels.without_triton)
+@few
+@given(random=generators())
+def test_the_result_is_the_kernels(student, random):
+    """Launch layer_norm_kernel and return what it has stored in y. Autograd knows nothing of a kernel; what torch's own
+    functions computed, it would know."""
+    x, weight, bias = (t.float() for t in layer_norm_problem((2, 4), random))
+    _, through = student.triton_layer_norm.vjp(x, weight, bias, cotangent=torch.ones(2, 4))
+    assert_that(all(g is None for g in through), "The result was computed by torch's operations and not by a kernel.")
+
+
 # ---------------------------------------------------------------- rms_norm
 
 @exercise("rms_norm", points=0)
@@ -388,7 +528,7 @@ def test_every_place_is_divided_by_its_root_mean_square(student, random, shape, 
     """The mean of the squares over the last dimension, plus eps, under the root; no mean is taken away."""
     x, weight, _ = layer_norm_problem(shape, random)
     expected = F.rms_norm(x, shape[-1:], weight, eps)
-    assert_close(student.rms_norm(x, weight, eps=eps), expected, "y", **NORMAL)
+    assert_close(student.rms_norm(x, weight, eps=eps), expected, "y", **DOUBLE)
 
 
 @exercise("rms_norm", points=0)
@@ -447,41 +587,43 @@ def test_large_means_do_not_swallow_the_common_variance(student, random):
 
 # ---------------------------------------------------------------- speed
 
-CHANNELS, LAYERS, IMAGES, SIDE = 8, 6, 64, 8
+WIDTH, LAYERS, QUESTIONS = 32, 24, 32
 
 
-def convnets(seed: int) -> tuple[list[tuple], Tensor]:
-    """A small convolutional network's layers, as fold_batch_norm takes them, and images that come one at a time."""
+def deep_networks(seed: int) -> tuple[list[tuple], Tensor]:
+    """A deep, narrow network's linear layers, as fold_batch_norm takes them, and inputs that come one at a time."""
     random = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=random)
-    layers = [(draw(CHANNELS, CHANNELS, 3, 3) / (9 * CHANNELS) ** 0.5, None, torch.rand(CHANNELS, generator=random) + 0.5,
-               draw(CHANNELS), draw(CHANNELS), torch.rand(CHANNELS, generator=random) + 0.5) for _ in range(LAYERS)]
-    return layers, draw(IMAGES, 1, CHANNELS, SIDE, SIDE)
+    layers = [(draw(WIDTH, WIDTH) * (2 / WIDTH) ** 0.5, draw(WIDTH), torch.rand(WIDTH, generator=random) + 0.5, draw(WIDTH),
+               draw(WIDTH), torch.rand(WIDTH, generator=random) + 0.5) for _ in range(LAYERS)]
+    return layers, draw(QUESTIONS, 1, WIDTH)
 
 
 @torch.no_grad()
-def answer_images(fold: Callable, layers: list[tuple], images: Tensor) -> Tensor:
-    """Prepare the layers once with `fold`, then answer one image after another."""
+def answer_questions(fold: Callable, layers: list[tuple], questions: Tensor) -> Tensor:
+    """Prepare the layers once with `fold`, then answer one question after another."""
     ready, answers = [fold(*layer) for layer in layers], []
-    for x in images:
+    for x in questions:
         for weight, bias, *rest in ready:
-            x = F.conv2d(x, weight, bias, padding=1)
+            x = F.linear(x, weight, bias)
             if rest:  # not folded: scale, shift, mean, var
                 x = F.batch_norm(x, rest[2], rest[3], rest[0], rest[1], False)
             x = F.relu_(x)
-        answers.append(x.mean((2, 3)))
+        answers.append(x)
     return torch.cat(answers)
 
 
-def convnet_limit() -> tuple[float, str]:
-    operations = 2 * IMAGES * LAYERS * 9 * CHANNELS**2 * SIDE**2
-    return operations / timing.peak_flops("cpu"), f"{operations / 1e6:.0f} million operations at this machine's peak"
+def network_limit() -> tuple[float, str]:
+    """The weights fit into a cache, so the arithmetic is the limit."""
+    operations = 2 * QUESTIONS * LAYERS * WIDTH**2
+    return operations / timing.peak_flops("cpu"), f"{operations / 1e6:.1f} million operations at this machine's peak"
 
 
-@speed("fold_batch_norm", points=10, ratio=1.1, inputs=convnets, work=answer_images, limit=convnet_limit)
-def normalised_apart(conv_weight, conv_bias, weight, bias, mean, var, eps=1e-5):
-    """One image at a time through six folded layers of a small convnet, against torch's BatchNorm after each."""
-    return conv_weight, conv_bias, weight, bias, mean, var
+@speed("fold_batch_norm", points=10, ratio=1.3, inputs=deep_networks, work=answer_questions, limit=network_limit,
+       rtol=1e-3, atol=1e-3)
+def normalised_apart(weight, bias, scale, shift, mean, var, eps=1e-5):
+    """One question at a time through 24 folded linear layers, against torch's BatchNorm after each."""
+    return weight, bias, scale, shift, mean, var
 
 
 GPU_ROWS, GPU_D = 8192, 4096
@@ -537,11 +679,6 @@ def attempt(function: Callable, *args, **hyper):
         return "ValueError" if "ValueError" in str(error) else "an exception"
 
 
-def numbers(value):
-    """Without NaN, which equals nothing; and none of the last digits of a lost difference."""
-    return value.nan_to_num(nan=-99.0, posinf=-98.0, neginf=-97.0) if isinstance(value, Tensor) else value
-
-
 @probe("batch_norm")
 def batch_norm_answers(student):
     train = student.batch_norm(X4, W4, B4, RUNNING, True, momentum=0.2, eps=0.1)
@@ -557,9 +694,23 @@ def batch_norm_edges(student):
     return one if type(one) is str else "an answer", bool((far.abs() < 2).all())
 
 
+@probe("batch_norm")
+def gradients_through_batch_norm(student):
+    return student.batch_norm.vjp(X4, W4, B4, running=RUNNING, training=True, cotangent=(DY4, None))[1]
+
+
 @probe("batch_norm_backward")
 def batch_norm_gradient_answers(student):
     return student.batch_norm_backward(DY4, X4, W4, eps=0.1)
+
+
+def leads_nowhere(backward, *inputs) -> bool:
+    return all(g is None for g in backward.vjp(*inputs, cotangent=(inputs[0], None, None))[1])
+
+
+@probe("batch_norm_backward")
+def batch_norm_backward_by_autograd(student):
+    return leads_nowhere(student.batch_norm_backward, DY4, X4, W4)
 
 
 @probe("layer_norm")
@@ -569,10 +720,18 @@ def layer_norm_answers(student):
 
 @probe("layer_norm")
 def layer_norm_traps(student):
-    """A large mean, and half precision: what came there, coarsely."""
+    """A large mean, half precision, and whether float64 kept its digits: what came there, coarsely."""
     far = student.layer_norm(torch.tensor([4096.0, 4097.0, 4098.0, 4097.0]), torch.ones(4), torch.zeros(4))
     half = student.layer_norm((300 * X2).half(), W5.half(), B5.half())
-    return bool((far.abs() < 2).all()), str(half.dtype), bool(half.isfinite().all() and (half != B5.half()).any())
+    less = student.layer_norm((150 * X2).half(), W5.half(), B5.half())  # here some squares are too large, but no variance
+    off = (less.double() - F.layer_norm((150 * X2).half().double(), (5,), W5.half().double(), B5.half().double())).abs().max()
+    return (bool((far.abs() < 2).all()), str(half.dtype), bool(half.isfinite().all() and (half != B5.half()).any()),
+            bool(off < 1), bool(off < 2e-3), bool((student.layer_norm(X2, W5, B5) - F.layer_norm(X2, (5,), W5, B5)).abs().max() < 1e-10))
+
+
+@probe("layer_norm")
+def gradients_through_layer_norm(student):
+    return student.layer_norm.vjp(X2, W5, B5, cotangent=DY2)[1]
 
 
 @probe("layer_norm_backward")
@@ -580,9 +739,28 @@ def layer_norm_gradient_answers(student):
     return student.layer_norm_backward(DY2, X2, W5, eps=0.1)
 
 
+@probe("layer_norm_backward")
+def layer_norm_gradients_of_a_vector_and_a_cube(student):
+    """One place, without a dimension of its own; and two dimensions of places."""
+    one = attempt(student.layer_norm_backward, DY2[0], X2[0], W5, eps=0.1)
+    return one, attempt(student.layer_norm_backward, DY2.reshape(3, 1, 5), X2.reshape(3, 1, 5), W5, eps=0.1)
+
+
+@probe("layer_norm_backward")
+def layer_norm_backward_by_autograd(student):
+    return leads_nowhere(student.layer_norm_backward, DY2, X2, W5)
+
+
 @probe("group_norm")
 def group_norm_answers(student):
     return [student.group_norm(X4, groups, W4, B4, eps=0.1) for groups in (1, 2, 4)]
+
+
+@probe("group_norm")
+def group_norm_elsewhere(student):
+    """Of x in another order, and backwards."""
+    other = attempt(student.group_norm, X4.permute(1, 0, 2, 3), 1, W4[:3], B4[:3], eps=0.1)
+    return other if type(other) is str else "an answer", student.group_norm.vjp(X4, 2, W4, B4, cotangent=DY4)[1]
 
 
 @probe("fold_batch_norm")
@@ -631,10 +809,18 @@ def kernel_traps(student):
     return bool((far.abs() < 2).all()), bool(half.isfinite().all() and (half != 0).any())
 
 
+@probe("triton_layer_norm")
+def kernel_and_autograd(student):
+    if kernels.without_triton():
+        return "no Triton"
+    return all(g is None for g in student.triton_layer_norm.vjp(X2.float(), W5.float(), B5.float(), cotangent=DY2.float())[1])
+
+
 @probe("rms_norm")
 def rms_norm_answers(student):
     half = student.rms_norm((300 * X2).half(), W5.half())
-    return student.rms_norm(X2, W5, eps=0.1), str(half.dtype), bool((half != 0).any())
+    digits_kept = (student.rms_norm(X2, W5) - F.rms_norm(X2, (5,), W5, 1e-5)).abs().max() < 1e-10
+    return student.rms_norm(X2, W5, eps=0.1), str(half.dtype), bool((half != 0).any()), bool(digits_kept)
 
 
 @probe("sync_batch_norm_statistics")

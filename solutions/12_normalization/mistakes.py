@@ -22,7 +22,7 @@ def _axes(x):
 # ---------------------------------------------------------------- batch_norm
 
 def _batch_norm(x, weight, bias, running, training, momentum, eps, *, correction=0, collected=1, keep=False, swap=False,
-                eps_outside=False, axes=None, own=False, short=False, refuse=True):
+                eps_outside=False, axes=None, own=False, short=False, refuse=True, detach=False):
     axes, mean, var = axes or _axes(x), running["mean"], running["var"]
     m = x.numel() // x.shape[1]
     if training and m == 1 and refuse:
@@ -32,6 +32,8 @@ def _batch_norm(x, weight, bias, running, training, momentum, eps, *, correction
         mean = x.mean(axes, keepdim=True)
         biased = x.square().mean(axes, keepdim=True) - mean.square() if short else (x - mean).square().mean(axes, keepdim=True)
         var = biased * (m / max(m - 1, 1) if correction else 1)
+        if detach:
+            mean, var = mean.detach(), var.detach()
         a = 1 - momentum if swap else momentum
         flat = lambda t: t.mean(_axes(x))
         if not keep and training:
@@ -99,6 +101,20 @@ def eps_outside_the_root(x, weight, bias, running, training, momentum=0.1, eps=1
     """You add eps to the standard deviation. Here it is added to the variance, inside the root; where the variance is
     small that makes a difference."""
     return _batch_norm(x, weight, bias, running, training, momentum, eps, eps_outside=True)
+
+
+@mistake("batch_norm", caught_by="test_a_batch_is_normalised_by_its_own_mean_and_biased_variance")
+def eps_left_out(x, weight, bias, running, training, momentum=0.1, eps=1e-5):
+    """eps does not enter your result. It is added to the variance, inside the root; without it a channel that is always
+    the same is divided by zero."""
+    return _batch_norm(x, weight, bias, running, training, momentum, 0.0)
+
+
+@mistake("batch_norm", caught_by="test_batch_norms_gradient_flows_through_the_statistics")
+def statistics_detached(x, weight, bias, running, training, momentum=0.1, eps=1e-5):
+    """The numbers are right, but autograd takes your mean and variance for constants (detach, .data, torch.no_grad, or
+    .item()). They depend on x; without their gradient each step pushes the signal where the norm takes it back."""
+    return _batch_norm(x, weight, bias, running, training, momentum, eps, detach=True)
 
 
 @mistake("batch_norm", caught_by="test_batch_norm_survives_a_large_mean")
@@ -178,6 +194,30 @@ def dweight_from_x(dy, x, weight, eps=1e-5):
     return _batch_norm_backward(dy, x, weight, eps, own_x=True)
 
 
+@mistake("batch_norm_backward", caught_by="test_batch_norms_weight_and_bias_gradients_are_sums")
+def dweight_and_dbias_exchanged(dy, x, weight, eps=1e-5):
+    """dweight and dbias have changed places. Return dx, dweight, dbias in this order: dweight is the sum of dy * x_hat,
+    dbias the sum of dy."""
+    dx, dweight, dbias = _batch_norm_backward(dy, x, weight, eps)
+    return dx, dbias, dweight
+
+
+@mistake("batch_norm_backward", caught_by="test_batch_norms_dx_is_what_autograd_finds")
+def eps_left_out_backwards(dy, x, weight, eps=1e-5):
+    """eps does not enter your result. The forward pass divides by sqrt(var + eps), and its gradient must use the same."""
+    return _batch_norm_backward(dy, x, weight, 0.0)
+
+
+@mistake("batch_norm_backward", caught_by="test_batch_norms_backward_pass_is_written_by_hand")
+def left_to_autograd(dy, x, weight, eps=1e-5):
+    """The numbers are right, but autograd found them (or your formula is cut off by detach or no_grad). Here the formula
+    is the exercise: write it with sums, means and products of dy and x_hat."""
+    with torch.enable_grad():
+        leaves = [t.detach().clone().requires_grad_() for t in (x, weight, torch.zeros_like(weight))]
+        y = F.batch_norm(leaves[0], None, None, leaves[1], leaves[2], True, eps=eps)
+    return torch.autograd.grad(y, leaves, dy)
+
+
 @mistake("batch_norm_backward", caught_by="test_batch_norms_dx_is_what_autograd_finds")
 def unbiased_variance_backwards(dy, x, weight, eps=1e-5):
     """You divide by the unbiased variance (torch.var does so by itself). The forward pass normalises with the biased
@@ -191,10 +231,12 @@ def _single(x):
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _layer_norm(x, weight, bias, eps, *, dims=(-1,), correction=0, eps_outside=False, short=False):
+def _layer_norm(x, weight, bias, eps, *, dims=(-1,), correction=0, eps_outside=False, short=False, detach=False):
     h = _single(x)
     mean = h.mean(dims, keepdim=True)
     var = h.square().mean(dims, keepdim=True) - mean.square() if short else h.var(dims, correction=correction, keepdim=True)
+    if detach:
+        mean, var = mean.detach(), var.detach()
     return ((h - mean) / (var.sqrt() + eps if eps_outside else (var + eps).sqrt()) * weight + bias).to(x.dtype)
 
 
@@ -238,6 +280,35 @@ def squares_in_half_precision(x, weight, bias, eps=1e-5):
     Convert to float32 first (x.float()), and back at the end."""
     center = x - x.mean(-1, keepdim=True)
     return center * (center.square().mean(-1, keepdim=True) + eps).rsqrt() * weight + bias
+
+
+@mistake("layer_norm", caught_by="test_half_precision_is_computed_in_float32")
+def statistics_in_half_precision(x, weight, bias, eps=1e-5):
+    """You compute mean and variance of a float16 tensor in float16. Each is rounded to three digits, and a variance
+    beyond 65504 becomes infinite. Convert x to float32 before anything else, and the result back at the end."""
+    var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    return (x - mean) / (var + eps).sqrt() * weight + bias
+
+
+@mistake("layer_norm", caught_by="test_every_place_is_normalised_over_its_last_dimension")
+def float64_in_float32(x, weight, bias, eps=1e-5):
+    """Nearly right: you compute float64 in float32 too, and half of its digits are lost. Only float16 and bfloat16 are
+    to be converted; test x.dtype first."""
+    return _layer_norm(x.float(), weight, bias, eps).to(x.dtype)
+
+
+@mistake("layer_norm", caught_by="test_layer_norms_gradient_flows_through_the_statistics")
+def layer_statistics_detached(x, weight, bias, eps=1e-5):
+    """The numbers are right, but autograd takes your mean and variance for constants (detach, .data, torch.no_grad).
+    They depend on x, and their gradient must flow."""
+    return _layer_norm(x, weight, bias, eps, detach=True)
+
+
+@mistake("layer_norm", caught_by="test_every_place_is_normalised_over_its_last_dimension")
+def eps_left_out_of_layer_norm(x, weight, bias, eps=1e-5):
+    """eps does not enter your result. It is added to the variance, inside the root; without it a place of equal numbers
+    is divided by zero."""
+    return _layer_norm(x, weight, bias, 0.0)
 
 
 @mistake("layer_norm", caught_by="test_half_precision_is_computed_in_float32")
@@ -313,6 +384,51 @@ def means_for_weight_and_bias(dy, x, weight, eps=1e-5):
     return _layer_norm_backward(dy, x, weight, eps, per_place=True)
 
 
+@mistake("layer_norm_backward", caught_by="test_layer_norms_weight_and_bias_gradients_sum_over_all_places")
+def layer_dweight_and_dbias_exchanged(dy, x, weight, eps=1e-5):
+    """dweight and dbias have changed places. Return dx, dweight, dbias in this order: dweight is the sum of dy * x_hat,
+    dbias the sum of dy."""
+    dx, dweight, dbias = _layer_norm_backward(dy, x, weight, eps)
+    return dx, dbias, dweight
+
+
+def _summed(dy, x, weight, eps, dims):
+    dx, _, _ = _layer_norm_backward(dy, x, weight, eps)
+    center = x - x.mean(-1, keepdim=True)
+    x_hat = center * (center.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return dx, (dy * x_hat).sum(dims), dy.sum(dims)
+
+
+@mistake("layer_norm_backward", caught_by="test_layer_norms_weight_and_bias_gradients_sum_over_all_places")
+def no_dimensions_are_all_dimensions(dy, x, weight, eps=1e-5):
+    """x of shape [d] is one place, and there is nothing to sum over. But torch takes an empty tuple of dimensions for all
+    of them: sum(()) adds up everything. reshape(-1, d).sum(0) is right for none, one and several dimensions of places."""
+    return _summed(dy, x, weight, eps, tuple(range(x.ndim - 1)))
+
+
+@mistake("layer_norm_backward", caught_by="test_layer_norms_weight_and_bias_gradients_sum_over_all_places")
+def summed_over_the_first_dimension(dy, x, weight, eps=1e-5):
+    """You sum over the first dimension only. x is [*places, d], with none, one or several dimensions of places: dweight
+    and dbias sum over all of these and have d numbers. reshape(-1, d).sum(0) does that."""
+    return _summed(dy, x, weight, eps, 0)
+
+
+@mistake("layer_norm_backward", caught_by="test_layer_norms_dx_is_what_autograd_finds")
+def eps_left_out_of_layer_backward(dy, x, weight, eps=1e-5):
+    """eps does not enter your result. The forward pass divides by sqrt(var + eps), and its gradient must use the same."""
+    return _layer_norm_backward(dy, x, weight, 0.0)
+
+
+@mistake("layer_norm_backward", caught_by="test_layer_norms_backward_pass_is_written_by_hand")
+def layer_left_to_autograd(dy, x, weight, eps=1e-5):
+    """The numbers are right, but autograd found them (or your formula is cut off by detach or no_grad). Here the formula
+    is the exercise: write it with means and products of g and x_hat."""
+    with torch.enable_grad():
+        leaves = [t.detach().clone().requires_grad_() for t in (x, weight, torch.zeros_like(weight))]
+        y = F.layer_norm(leaves[0], x.shape[-1:], leaves[1], leaves[2], eps)
+    return torch.autograd.grad(y, leaves, dy)
+
+
 @mistake("layer_norm_backward", caught_by="test_layer_norms_dx_is_what_autograd_finds")
 def unbiased_layer_variance_backwards(dy, x, weight, eps=1e-5):
     """You divide by the unbiased variance (torch.var does so by itself). The forward pass normalises with the biased
@@ -377,6 +493,28 @@ def weight_for_each_group(x, groups, weight, bias, eps=1e-5):
     size = x.shape[1] // groups
     first = lambda v: v[::size].repeat_interleave(size)
     return F.group_norm(x, groups, first(weight), first(bias), eps)
+
+
+@mistake("group_norm", caught_by="test_neighbouring_channels_share_their_statistics")
+def eps_left_out_of_group_norm(x, groups, weight, bias, eps=1e-5):
+    """eps does not enter your result. It is added to the variance, inside the root."""
+    return F.group_norm(x, groups, weight, bias, 1e-300 if x.dtype == torch.float64 else 1e-30)
+
+
+@mistake("group_norm", caught_by="test_group_norms_gradient_flows_through_the_statistics")
+def group_statistics_detached(x, groups, weight, bias, eps=1e-5):
+    """The numbers are right, but autograd takes your mean and variance for constants (detach, .data, torch.no_grad).
+    They depend on x, and their gradient must flow."""
+    h = x.reshape(x.shape[0], groups, -1)
+    var, mean = torch.var_mean(h.detach(), -1, correction=0, keepdim=True)
+    return ((h - mean) * (var + eps).rsqrt()).reshape(x.shape) * _row(weight, x) + _row(bias, x)
+
+
+@mistake("group_norm", caught_by="test_the_order_of_x_in_memory_does_not_matter")
+def view_of_memory_in_another_order(x, groups, weight, bias, eps=1e-5):
+    """.view only renames the numbers as they lie in memory, and these lie in another order (x was permuted). Use
+    .reshape, which copies where it must."""
+    return F.group_norm(x.view(x.shape[0], groups, -1).view(x.shape), groups, weight, bias, eps)
 
 
 # ---------------------------------------------------------------- fold_batch_norm
@@ -625,6 +763,19 @@ def mean_not_subtracted(x, weight, bias, eps=1e-5):
     return _launch(x, weight, bias, eps, "root mean square")
 
 
+@mistake("triton_layer_norm", caught_by="test_the_kernel_normalises_every_row")
+def eps_left_out_of_the_kernel(x, weight, bias, eps=1e-5):
+    """eps does not enter your result. It is added to the variance, inside the root."""
+    return _launch(x, weight, bias, 1e-30, "")
+
+
+@mistake("triton_layer_norm", caught_by="test_the_result_is_the_kernels")
+def torchs_function_for_the_kernel(x, weight, bias, eps=1e-5):
+    """The numbers are right, but torch's own operations made them: no kernel of yours is at work. Launch
+    layer_norm_kernel[(n,)](...) and return y, into which it stores."""
+    return F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(x.dtype)
+
+
 # ---------------------------------------------------------------- rms_norm
 
 @mistake("rms_norm", caught_by="test_every_place_is_divided_by_its_root_mean_square")
@@ -652,6 +803,21 @@ def eps_outside_in_rms_norm(x, weight, eps=1e-5):
     """You add eps to the root mean square. It is added to the mean of the squares, inside the root."""
     h = _single(x)
     return (h / (h.square().mean(-1, keepdim=True).sqrt() + eps) * weight).to(x.dtype)
+
+
+@mistake("rms_norm", caught_by="test_every_place_is_divided_by_its_root_mean_square")
+def rms_of_float64_in_float32(x, weight, eps=1e-5):
+    """Nearly right: you compute float64 in float32 too, and half of its digits are lost. Only float16 and bfloat16 are
+    to be converted; test x.dtype first."""
+    h = x.float()
+    return (h * (h.square().mean(-1, keepdim=True) + eps).rsqrt() * weight).to(x.dtype)
+
+
+@mistake("rms_norm", caught_by="test_every_place_is_divided_by_its_root_mean_square")
+def eps_left_out_of_rms_norm(x, weight, eps=1e-5):
+    """eps does not enter your result. It is added to the mean of the squares, inside the root."""
+    h = _single(x)
+    return (h * h.square().mean(-1, keepdim=True).rsqrt() * weight).to(x.dtype)
 
 
 @mistake("rms_norm", caught_by="test_rms_norm_of_half_precision_is_computed_in_float32")
