@@ -253,7 +253,7 @@ def norm_curves(ax, x: list, curves: dict, title: str, xlabel: str, ticks: list 
         mean, low, high = 100 * torch.as_tensor(curve).view(len(x), -1).expand(-1, 3 if torch.as_tensor(curve).ndim == 1 else -1).T
         ax.errorbar([v * 1.04 ** (k - 2) for v in x], mean, yerr=torch.stack([mean - low.clamp(min=0.1), high.clamp(max=100) - mean]),
                     label=name, markersize=4.5, capsize=2, elinewidth=1, **LOOKS[name])
-    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="test error (%)", ylim=(4, 100))
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="test error (%)", ylim=(3, 100))
     ax.set_title(title, loc="left", **plots.TITLE)
     ax.set_yticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
     if ticks:
@@ -861,8 +861,9 @@ full = claims.full_run("12_normalization")["depth"]
 arms = {"pre, at once": "pre, lr 0.003, warm-up 0", "pre, warm-up": "pre, lr 0.003, warm-up 100",
         "post, at once": "post, lr 0.003, warm-up 0", "post, warm-up": "post, lr 0.003, warm-up 100"}
 rows = {name: torch.tensor([full["loss"][arm][layers]["each"] for layers in ("4", "12", "24")]) for name, arm in arms.items()}
-fig, (left, right) = plots.figure(columns=2, size=(10.8, 4.2), alt="Left: training loss of three runs; those that fail stay at the loss of "
-    "guessing by frequency alone. Right: the full run's loss at 4, 12 and 24 layers.")
+ends = {name: round(losses[-3:].mean().item(), 2) for name, (_, losses) in curves.items()}
+fig, (left, right) = plots.figure(columns=2, size=(10.8, 4.2), alt=f"Left: training loss of three runs, at the end {ends}; guessing by frequency alone has "
+    f"{unigram:.2f}. Right: the full run's loss at 4, 12 and 24 layers: { {name: [round(v, 2) for v in row.mean(1).tolist()] for name, row in rows.items()} }.")
 plots.lines(curves, ax=left, alt="", marks=False, limits={"byte frequencies": unigram}, title="Yours: 12 layers, 1 seed",
             xlabel="step", ylabel="training loss (nats)")
 plots.lines({name: row.mean(1) for name, row in rows.items()}, x=[4, 12, 24], ax=right, alt="", limits={"byte frequencies": unigram},
@@ -1105,8 +1106,8 @@ print("; ".join(f"{name}: folded is {r.ratio:.2f} times as fast ({r.low:.2f} to 
 # %% [markdown]
 # For one small image most of the time goes into *starting* operations, far above the limit, and folding leaves out one
 # of three in each layer. In a batch of larger images the arithmetic of the convolution takes over, of which folding
-# saves nothing, and the pass that it does save finds its numbers in the cache. So on a CPU it gains some tens of percent, not a
-# multiple. The gain that production counts on comes later: a convolution with nothing behind it can be quantised as
+# saves nothing, and the pass that it does save finds its numbers in the cache. So on a CPU convolutions gain some tens of
+# percent; a factor of two or so is left to layers that are next to no work, as in the graded measurement. The gain that production counts on comes later: a convolution with nothing behind it can be quantised as
 # one piece (lab 24).
 #
 # And LayerNorm: how near to the memory's limit? Counted is what has to be moved, each number once in and once out. (About
@@ -1157,11 +1158,11 @@ claims.show("12-batchnorm-recurrent")
 claims.show("12-pre-layernorm-stable", measured=", ".join(f"{name} {losses[-3:].mean():.2f}" for name, (_, losses) in curves.items()) + " nats")
 
 # %% [markdown]
-# In the MLP it is as the text says: 33% error (95% interval 30 to 36) at batch size 2, 9.8 at 4, and 6.6 at 32, where
-# BatchNorm is the best of all. GroupNorm and LayerNorm make 8% at every size. Nor is it a matter of the learning rate: at a third
-# and a tenth of the best rate the 33% become 34 and 36. In the convolutional network nothing of the kind is to be
-# seen: 10.9% at batch size 2 (2.8 to 18.9), 10.0 at 8, 21 at 32, where one epoch has few steps. The intervals are wide,
-# with three seeds; a failure like the MLP's would still stand out.
+# In the MLP it is as the text says: 33% error (95% interval 30 to 36) at batch size 2, 9.8 at 4, and 6.7 at 64, where
+# BatchNorm is the best of all. GroupNorm and LayerNorm make 8 to 9% at every size. Nor is it a matter of the learning rate: at a
+# third and a tenth of the best rate the 33% become 34 and 36. In the convolutional network nothing of the kind is to be
+# seen: BatchNorm has 7.2% at batch size 2 (6.0 to 8.5), and none of the others has less at any size. That all are worse
+# at 64, and none at all the most, has another reason: two epochs have few steps there.
 
 # %% [markdown]
 # ### Question (15 points)
@@ -1171,16 +1172,16 @@ claims.show("12-pre-layernorm-stable", measured=", ".join(f"{name} {losses[-3:].
 # what GroupNorm, LayerNorm and none at all do there. Use your numbers.
 
 # %% [markdown] tags=["written"] points=15 name="claim"
-# For the MLP the claim is right, and plain: BatchNorm has 33% error at batch size 2 (95% interval 30 to 36) and 6.6% at 32,
-# GroupNorm 8.0 and 8.1%, LayerNorm 7.8 and 8.5%. A lower learning rate does not repair it. The reason is that two
+# For the MLP the claim is right, and plain: BatchNorm has 33% error at batch size 2 (95% interval 30 to 36) and 6.7% at 64,
+# GroupNorm 8.0 and 8.8%, LayerNorm 7.8 and 9.0%. A lower learning rate does not repair it. The reason is that two
 # numbers are normalised to +1 and −1 whatever they are: the network is trained on signs, against a random partner, and is then
 # tested with the running statistics on sizes that it has never seen. With four numbers most of this is gone (9.8%).
 #
-# For the convolutional network the claim is wrong as it stands: 10.9% at batch size 2, 10.0% at 8. Its channels have 9
-# to 196 numbers in each image, so a batch of two still has dozens, and its variances are as reliable as the MLP's with 64
-# to 128 examples. What matters is therefore not the batch size but how many *independent* numbers share one mean and
-# one variance. Without any normaliser the MLP does not mind a batch of two at all (8.4%), and the convnet learns badly at any
-# size (37% at best).
+# For the convolutional network the claim is wrong as it stands: 7.2% at batch size 2, 7.4% at 8, less than GroupNorm (9.4 and
+# 9.1%) and LayerNorm (10.9 and 10.4%). Its channels have 9 to 196 numbers in each image, so a batch of two still has 18 to 392; in
+# a convnet for 28x28 images I measured that the variances of two images are as reliable as the MLP's with 64 to 128. What
+# matters is therefore not the batch size but how many *independent* numbers share one mean and one variance. Without any normaliser the MLP does not mind a batch of two (8.4%), and
+# the convnet has 13.5%, more than with any of the three.
 
 # %% [markdown]
 # ## Optional · `rms_norm`: is the mean needed?
