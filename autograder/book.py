@@ -40,8 +40,9 @@ LINES = {*"br p div pre li dt dd td th tr h1 h2 h3 h4 h5 h6".split()}  # tags th
 ABOUT = """
 
 :::{{note}}
-This is the lab as a student gets it: your functions go where it says `YOUR CODE HERE`. Figures and verdicts are those of
-the reference solution, on {date}, {device}. To do the lab, open `{place}` with `make lab`{colab}.
+This is the lab as a student gets it: your functions go where it says `YOUR CODE HERE`. Figures, verdicts and what stands
+beside *You* are those of the reference solution, on {date}, {device}. To do the lab, open `{place}`
+with `make lab`{colab}.
 :::
 """
 
@@ -72,10 +73,10 @@ def make(root: Path, *, fresh: bool = False, links: bool = False, say: Callable[
     _sphinx(aside, "html", site)
     if faults := problems(site, [Secrets(lab, spec) for lab, spec in labs]):
         raise BookError("\n".join(["the book is not right:", *faults[:20], *[f"... and {len(faults) - 20} more"] * (len(faults) > 20)]))
-    if links:
-        _sphinx(aside, "linkcheck", aside / "links")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(site, out)
+    if links:
+        _sphinx(aside, "linkcheck", aside / "links")
     return out / "index.html"
 
 

@@ -15,6 +15,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 90
 add_module_names = False
@@ -31,17 +32,26 @@ mathjax3_config = {"options": {"enableMenu": False}}
 
 
 def docstring(app, what, name, obj, options, lines: list[str]) -> None:
-    """The docstrings are plain text with `names`. Keep code and tables as they are, make lists of columns, escape the rest."""
+    """The docstrings are plain text with `names`. Keep code as it is, make tables and lists of columns, escape the rest."""
     blocks = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
     lines.clear()
     for block in blocks:
         rows = block.split("\n")
-        columns = [re.match(r"(\S+) {2,}(\S.*)", row) for row in rows]
-        if rows[0].startswith((" ", "|")):
+        columns = [re.match(r"(\S.*?) {2,}(\S.*)", row) for row in rows]
+        if rows[0].startswith("|"):
+            lines += [".. list-table::", "   :header-rows: 1", ""]
+            for row in rows[:1] + rows[2:]:
+                cells = [escaped(cell.strip()) for cell in row.strip("|").split("|")]
+                lines += [f"   * - {cells[0]}", *(f"     - {cell}" for cell in cells[1:])]
+            lines.append("")
+        elif rows[0].startswith(" "):
             lines += [".. code-block:: " + ("python" if "(" in block else "text"), "", *("    " + row for row in rows), ""]
         elif columns[0]:
             for row, cut in zip(rows, columns):
-                lines += [f"``{cut[1]}``", "    " + escaped(cut[2])] if cut else ["    " + escaped(row.strip())]
+                if cut:
+                    lines += [f"``{cut[1]}``", "    " + escaped(cut[2])]
+                else:  # an indented row belongs to the one before, any other ends the list
+                    lines += ["    " + escaped(row.strip())] if row.startswith(" ") else ["", escaped(row)]
             lines.append("")
         else:
             lines += [*escaped(block).split("\n"), ""]
