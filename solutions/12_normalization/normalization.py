@@ -567,7 +567,7 @@ torch.manual_seed(0)
 units = models.MLP((784, 128, 10)).linears[0](mnist.train_x.flatten(1)).detach()  # [4000, 128]: all hidden units' sums
 z = units[:, :1]  # one hidden unit's
 fig, panels = plots.figure(columns=3, size=(10.4, 3.6), alt="What BatchNorm makes of one hidden unit's sums. In batches of two "
-    "only +1 and -1 come out, whatever went in; in batches of eight a cloud along a line; in batches of 128 nearly a line.")
+    "nearly all become +1 or -1, whatever went in; in batches of eight a cloud along a line; in batches of 128 nearly a line.")
 for ax, batch in zip(panels, (2, 8, 128)):
     start = {"mean": torch.zeros(1), "var": torch.ones(1)}
     y = torch.cat([batch_norm(some, torch.ones(1), torch.zeros(1), start, True)[0] for some in z[:1920].split(batch)])
@@ -931,7 +931,7 @@ for y, pair in enumerate(pairs.values()):
 ax.axvline(0, color=plots.INK, linewidth=1)
 ax.set_yticks([0, 1], pairs)
 ax.set_ylim(1.6, -0.4)
-ax.set_title("Full run: 8 seeds, each with and without (diamond: mean, 95% interval)", loc="left", **plots.TITLE)
+ax.set_title("Full run: 8 pairs of runs (diamond: mean, 95% interval)", loc="left", **plots.TITLE)
 plots.show(fig)
 after = ", ".join(f"{name} {losses[-20:].mean():.2f}" for name, (losses, _) in jumps.items())
 claims.show("12-embedding-layernorm", measured=f"loss after a tenfold jump of the rate, one seed: {after}")
