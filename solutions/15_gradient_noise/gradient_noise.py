@@ -16,7 +16,8 @@
 #
 # Source: McCandlish, Kaplan, Amodei et al. 2018, *An Empirical Model of Large-Batch Training*; the notation is theirs.
 # Before each experiment you are asked to **predict** its outcome. Write a line in the cell below the question, then
-# run the experiment. Code that would tell the outcome is folded: run it first, then open it and play with it.
+# run the experiment. Code that would tell the outcome is folded: run it first, then open it and play with it. Cells that take
+# more than a moment say so; their times are those of a quiet machine with two cores, and a busy one needs more.
 
 # %% tags=["setup"]
 import math
@@ -41,7 +42,7 @@ State = dict[str, float]  # what an estimator remembers; empty before the first 
 # learning rate, $S$ the number of steps of a training and $E = BS$ the examples that it uses.
 #
 # Our first network has one hidden layer, 64-32-10, and reads 1437 scanned digits. We look at it at the start and after
-# 20 steps of SGD. (The first data set takes about 5 seconds.)
+# 20 steps of SGD. (The first data set takes some seconds.)
 
 # %% tags=["experiment"]
 digits = batches.tasks()["digits"]()
@@ -62,7 +63,8 @@ def weights(params):
 # $$\delta_2 = \operatorname{softmax}(z) - \text{onehot}(y), \qquad \delta_1 = (\delta_2 W_2^\top) \odot [a > 0],$$
 #
 # and the example's gradients are $x^\top \delta_1$, $\delta_1$, $h^\top \delta_2$, $\delta_2$: outer products. Do it for
-# all $n$ examples at once.
+# all $n$ examples at once. Two details are checked: at $a = 0$ exactly nothing comes back, as the bracket says, and logits of
+# some thousands must not overflow. (Autograd in a loop gives the same and passes the check, but not the speed target below.)
 #
 # **Predict:** take the mean gradient of 64 examples. How long is it, compared with the gradient of a single example:
 # as long, a third, an eighth, a sixty-fourth? At the start, and after 20 steps?
@@ -73,8 +75,8 @@ def weights(params):
 # %%
 def per_example_gradients(x: Float[Tensor, "n d"], y: Int[Tensor, "n"], w1: Float[Tensor, "d h"], b1: Float[Tensor, "h"],
                           w2: Float[Tensor, "h c"], b2: Float[Tensor, "c"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of each example's own cross entropy, for the network relu(x @ w1 + b1) @ w2 + b2, without autograd
-    and without a loop over the examples. Shapes: [n, d, h], [n, h], [n, h, c], [n, c]."""
+    """The gradient of each example's own cross entropy, for the network relu(x @ w1 + b1) @ w2 + b2: backwards by hand, for
+    all examples at once. Shapes: [n, d, h], [n, h], [n, h, c], [n, c]."""
     ### BEGIN SOLUTION
     a = x @ w1 + b1                                                     # [n, h]
     h = a.relu()
@@ -119,9 +121,9 @@ plots.show(fig)
 # %% [markdown]
 # As long as the noise rules, the length falls like $1/\sqrt{B}$; then it levels off at $\lVert G\rVert$. On average
 # $\lVert G_B\rVert^2 = \lVert G\rVert^2 + \operatorname{tr}\Sigma/B$: the mean of 64 is nowhere near the eighth that pure noise
-# would give at the start, and not far from it after 20 steps. The gradient has become four times shorter by then, the
-# scatter not even half as large. So the batch that is needed to see the gradient at all has grown. Where does each curve
-# bend?
+# would give at the start, and nearer to it after 20 steps. $\lVert G\rVert^2$ has become fourteen times smaller by then,
+# $\operatorname{tr}\Sigma$ only three times. So the batch that is needed to see the gradient at all has grown. Where does each
+# curve bend?
 
 # %% [markdown]
 # ### Optional · Any depth, with torch.func
@@ -160,12 +162,13 @@ for step, params in zip((0, 20, 100), batches.follow(deep, 64, 0.3, (0, 20, 100)
     curves[f"step {step}"] = (100 * part, 100 * lengths.cumsum(0) / lengths.sum())
 plots.lines(curves, marks=False, title="Who makes the gradient?", xlabel="examples, longest gradients first (%)",
             ylabel="share of the sum of |g|² (%)", alt="Share of the summed squared gradient lengths against the share of "
-            "examples, longest first: at the start nearly a straight line; after 100 steps a steep rise, the longest "
-            f"tenth of the examples makes {curves['step 100'][1][len(part) // 10]:.0f}%.")
+            "examples, longest first: at the start a gentle bow; after 100 steps a steep rise. The longest tenth of the examples "
+            f"makes {', '.join(f'{share[len(part) // 10]:.0f}% at {step}' for step, (_, share) in curves.items())}.")
 
 # %% [markdown]
-# At the start nearly all examples pull alike. After 100 steps most are learned and have next to no gradient; a tenth of
-# them makes more than nine tenths of the sum. Most of what is in a batch then says nothing, and the few that speak differ
+# At the start the sum is spread over all examples, though not evenly: the longest tenth makes a quarter of it. After 100
+# steps most are learned and have next to no gradient, and a tenth of the examples makes more than nine tenths of the sum. Most
+# of what is in a batch then says nothing, and the few that speak differ
 # from batch to batch: that is one reason why noise grows during training.
 
 # %% [markdown]
@@ -181,7 +184,7 @@ plots.lines(curves, marks=False, title="Who makes the gradient?", xlabel="exampl
 # you have just seen: subtract $\operatorname{tr}\Sigma/n$.
 #
 # **Predict:** the noise scale after 20 steps is about 150. You measure it with only 16 examples, and forget the second
-# correction. What do you get? (The experiment takes about 5 seconds.)
+# correction. What do you get? (The experiment takes some seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -190,7 +193,7 @@ plots.lines(curves, marks=False, title="Who makes the gradient?", xlabel="exampl
 def noise_scale_simple(grads: Float[Tensor, "n p"]) -> tuple[float, float, float]:
     """B_simple from the gradients of n examples (McCandlish et al. 2018, eq. 2.9), and its two parts without bias:
     (noise scale, estimate of |G|^2, estimate of tr(Sigma)). If the estimate of |G|^2 is not above zero, the noise
-    hides the gradient: the noise scale is math.inf."""
+    hides the gradient: the noise scale is math.inf, and the estimate is returned as it came out."""
     ### BEGIN SOLUTION
     n, mean = len(grads), grads.mean(0)
     trace = ((grads - mean).square().sum() / (n - 1)).item()
@@ -226,9 +229,10 @@ plots.lines(curves, x=sizes, bands={name: tuple(torch.stack(b).T) for name, b in
 
 # %% [markdown]
 # Without the correction you measure your own sample: where noise rules, $\lVert\bar g\rVert^2 \approx
-# \operatorname{tr}\Sigma/n$, and the quotient is about $n$, whatever the truth. With it the middle of the estimates is right
-# from a few examples on, but a single estimate is worth little before $n$ is about as large as the noise scale itself. With four
-# examples more than half of them are infinite, so that there is no median to draw.
+# \operatorname{tr}\Sigma/n$, and the quotient is about $n$, whatever the truth. With it the middle of 100 estimates is near the
+# truth from about 60 examples on, and off by up to a factor of two or three below; a single estimate is worth little before
+# $n$ is about as large as the noise scale itself. With four examples more than half of them are infinite, so that there is no
+# median to draw.
 
 # %% [markdown]
 # ## 3 · The noise scale for free
@@ -243,7 +247,8 @@ plots.lines(curves, x=sizes, bands={name: tuple(torch.stack(b).T) for name, b in
 # For $\lVert G_\text{small}\rVert^2$ take the mean over the workers. One step says little, so keep a moving average of
 # $\mathcal{G}^2$ and one of $\mathcal{S}$, and divide the averages: $\mathcal{S}/\mathcal{G}^2$.
 #
-# **Predict:** during 300 steps of training, does the noise scale fall, stay, or grow? By what factor?
+# **Predict:** the noise scale was 30 at the start and 150 after 20 steps. By what factor does it change in 300 steps? And what
+# does the average do while the truth moves? (Some seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -253,7 +258,8 @@ def noise_scale_two_batches(worker_grads: Float[Tensor, "w p"], batch: int, stat
                             decay: float = 0.9) -> tuple[float, State]:
     """B_simple from the mean gradients of w workers, each over its own `batch` examples (McCandlish et al. 2018,
     appendix A.1), and the new state. `state` holds the moving averages of both parts, weight `decay` on the old;
-    both start at zero. math.inf where the average for |G|^2 is not above zero."""
+    both start at zero and take in every step as it is, also where |G|^2 comes out below zero. math.inf where the
+    average for |G|^2 is not above zero."""
     ### BEGIN SOLUTION
     big_batch = len(worker_grads) * batch
     small = worker_grads.square().sum(1).mean().item()   # mean squared length at `batch` examples
@@ -287,18 +293,18 @@ def train_with_workers(task, steps, workers=8, batch=8, rate=0.3, decay=0.95):
     return single, averaged, truth
 
 # %% tags=["experiment"]
-single, averaged, truth = train_with_workers(digits, 301)
+single, averaged, exact = train_with_workers(digits, 301)
 lost = sum(map(math.isinf, single)) / len(single)
-fig, ax = plots.figure(alt=f"Noise scale during 300 steps: all examples say {truth[0]:.0f} at the start and {truth[-1]:.0f} at "
+fig, ax = plots.figure(alt=f"Noise scale during 300 steps: all examples say {exact[0]:.0f} at the start and {exact[-1]:.0f} at "
                        "the end. Estimates of single steps scatter over a factor of a hundred; their average follows the truth "
                        "in waves.", size=(7.2, 4))
 ax.plot(single, ".", color=plots.INK, markersize=3, alpha=0.6, label=f"one step alone ({lost:.0%} infinite)")
-plots.lines({"averaged, decay 0.95": (range(301), averaged), "all examples": (range(0, 301, 10), truth)}, ax=ax, alt="",
+plots.lines({"averaged, decay 0.95": (range(301), averaged), "all examples": (range(0, 301, 10), exact)}, ax=ax, alt="",
             marks=False, logy=True, title="The noise scale during training", xlabel="step", ylabel="noise scale B_simple")
 plots.show(fig)
 
 # %% [markdown]
-# More than tenfold in 300 steps. (Hold on to that for the claim.) The grey points, one step each, are spread over decades,
+# Far more than tenfold in 300 steps. (Hold on to that for the claim.) The grey points, one step each, are spread over decades,
 # and a third of them is infinite; the average is usable. But it is *late*: early in training $\lVert G\rVert^2$ falls
 # quickly, and an average that still remembers the longer gradients of twenty steps ago gives too small a noise scale. A larger
 # decay would be smoother and later still.
@@ -334,8 +340,8 @@ plots.show(fig)
 # The simple one pretends that the curvature is the same in all directions. You get $H$ as a function `hvp`, which gives
 # $Hv$ for a vector $v$. The corrections are as before, with $u^\top H u$ in place of $\lVert u\rVert^2$.
 #
-# **Predict:** noise, gradient and curvature all live mostly in the same few directions. Will the full noise scale be
-# larger than the simple one, smaller, or about the same? (About 10 seconds.)
+# **Predict:** will the full noise scale be larger than the simple one, smaller, or about the same? What does it depend on?
+# (About ten seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -343,8 +349,8 @@ plots.show(fig)
 # %%
 def noise_scale_full(grads: Float[Tensor, "n p"], hvp: Callable[[Tensor], Tensor]) -> float:
     """B_noise = tr(H Sigma) / (G^T H G) from the gradients of n examples (McCandlish et al. 2018, eq. 2.8), both parts
-    without bias. `hvp(v)` gives H @ v for one vector v [p]; at most n + 1 calls. math.inf where G^T H G is not
-    above zero."""
+    without bias, and exact for these examples: no random vectors. `hvp(v)` gives H @ v for one vector v [p]; at most
+    n + 1 calls, however large p is. math.inf where G^T H G is not above zero; tr(H Sigma) keeps its sign."""
     ### BEGIN SOLUTION
     n, mean = len(grads), grads.mean(0)
     trace = sum((g - mean) @ hvp(g - mean) for g in grads).item() / (n - 1)
@@ -371,17 +377,21 @@ def both_scales(params):
     return noise_scale_simple(grads)[0], noise_scale_full(grads, hvp_at(params, half))
 
 # %% tags=["experiment"]
-moments = [0, 4, 8, 12, 20, 30]
-simple, full = zip(*batches.follow(digits, 64, 0.3, moments, both_scales))
-plots.lines({"simple": list(simple), "full": list(full)}, x=moments, logy=True, title="Simple and full noise scale", xlabel="step",
-            ylabel="noise scale", alt=f"Simple and full noise scale at steps {moments}: simple "
-            f"{', '.join(f'{v:.0f}' for v in simple)}; full {', '.join(f'{v:.0f}' for v in full)}.")
+looks = [0, 4, 8, 12, 20, 30]
+simple_scales, full_scales = zip(*batches.follow(digits, 64, 0.3, looks, both_scales))
+plots.lines({"simple": list(simple_scales), "full": list(full_scales)}, x=looks, logy=True, title="Simple and full noise scale", xlabel="step",
+            ylabel="noise scale", alt=f"Simple and full noise scale at steps {looks}: simple "
+            f"{', '.join(f'{v:.0f}' for v in simple_scales)}; full {', '.join(f'{v:.0f}' for v in full_scales)}.")
 
 # %% [markdown]
-# They differ by a factor of about two at most here, in both directions, and grow together. (On the larger networks of the full
-# run the full one is two to four times smaller.) So the simple one, which needs no Hessian, will do for most purposes. (It is also much easier to estimate. Curvature makes a few directions count
-# for nearly everything; with 256 examples instead of 719 the full one comes out three times too large or too small here, or
-# infinite.)
+# They differ by a factor of about two at most here, in both directions; from step 20 on the two curves lie on each other. That
+# holds at this learning rate. In the full run, where each of the 16 tasks has its best rate, the full one is smaller on all of
+# them: 2.2 to 6.5 times, 2.7 times on the digits. The best rate for the digits is 1 in place of 0.3, and large steps leave a
+# gradient that lies more along the steep directions: the median of $G^\top H G/\lVert G\rVert^2$ over the run is 0.9, here 0.6.
+#
+# Both grow together, and the simple one needs no Hessian; so it will do for most purposes. It is also much easier to estimate.
+# Curvature makes a few directions count for nearly everything; with 256 examples instead of 719 the full one comes out three
+# times too large or too small here, or infinite.
 
 # %% [markdown]
 # ## 5 · The best learning rate for a batch
@@ -392,7 +402,7 @@ plots.lines({"simple": list(simple), "full": list(full)}, x=moments, logy=True, 
 # \epsilon_\text{max} = \frac{\lVert G\rVert^2}{G^\top H G}.$$
 #
 # **Predict:** for small batches the best rate grows in proportion to $B$, for large ones not at all. So at step 20, with
-# a full noise scale of about 200: how many times larger is the best rate for 256 examples than for 4? (About 5 seconds.)
+# a full noise scale of about 160: how many times larger is the best rate for 256 examples than for 4? (Some seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -430,11 +440,11 @@ def losses_after_a_step(params, size, rates, repeats=40):
 
 # %% tags=["experiment"]
 grads, hvp = gradients(later), hvp_at(later)
-noise, rates = full[moments.index(20)], [0.01 * 1.3**k for k in range(20)]
+scale, rates = full_scales[looks.index(20)], [0.01 * 1.3**k for k in range(20)]
 curves, best = {}, {}
 for size in (4, 32, 256):
     curves[f"B = {size}"] = losses_after_a_step(later, size, rates)
-    best[size] = optimal_learning_rate(size, grads.mean(0), hvp, noise)
+    best[size] = optimal_learning_rate(size, grads.mean(0), hvp, scale)
 fig, ax = plots.figure(size=(7.2, 4), alt="Mean change of the loss after one step against the learning rate, for batches of 4, "
                        f"32 and 256. Larger batches reach lower, at larger rates. Predicted best rates: {best}.")
 plots.lines(curves, x=rates, ax=ax, alt="", logx=True, marks=False, title="One step (40 batches each); | marks the prediction",
@@ -485,16 +495,19 @@ check(steps_and_examples)
 
 # %% [markdown]
 # The trainings: `best_steps` tries seven or more learning rates for each batch size, all at once, from three starts,
-# and counts the steps until a tenth of the loss that can be taken away is left. (About 10 seconds.)
+# and counts the steps until a tenth of the loss that can be taken away is left. The loss is looked at every few steps, and the
+# moment between two looks is interpolated: steps have fractions. A race is called off some time after its second start has
+# arrived; a start that is still under way then counts as `inf`. (About ten seconds.)
 
 # %% tags=["experiment"]
 target = batches.target_loss(digits, share=0.1)
 raced = batches.best_steps(digits, [2**k for k in range(1, 11)], target, seeds=(0, 1, 2))
 sizes = torch.tensor([float(b) for b in raced])                   # [10]
 steps = torch.stack([s for s, _ in raced.values()]).median(1).values  # [10], the middle one of three
-s_min, e_min = steps.min().item(), (steps * sizes).min().item()
+fewest_steps, fewest_examples = steps.min().item(), (steps * sizes).min().item()
 law_sizes = torch.logspace(-0.5, 4, 100)
-law_steps, law_examples = steps_and_examples(law_sizes, s_min, e_min)
+law_steps, law_examples = steps_and_examples(law_sizes, fewest_steps, fewest_examples)
+print("never arrived:", {b: int(s.isinf().sum()) for b, (s, _) in raced.items() if s.isinf().any()} or "none")
 fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt="Left: steps to the target against the batch size; they halve "
     "with each doubling up to some tens and then level off. Right: steps against examples, a curve with a bend near the "
     "lower left corner. The law drawn through the least steps and the least examples passes near the points.")
@@ -503,14 +516,15 @@ plots.lines({"measured": (sizes, steps), "law": (law_sizes, law_steps)}, ax=left
             xlabel="batch size B", **words)
 plots.lines({"measured": (sizes * steps, steps), "law": (law_examples, law_steps)}, ax=right, xlabel="examples until the target",
             title="Time against compute", **words)
-right.set_xlim(0.7 * e_min, 100 * e_min)
+right.set_xlim(0.7 * fewest_examples, 100 * fewest_examples)
 plots.show(fig)
 
 # %% [markdown]
 # At the left end the law is nearly perfect: twice the batch, half the steps, and the same number of examples. At the right
 # end twice the batch buys nothing. The right picture shows the same as a choice: pay in steps (time) or in examples
-# (compute). Its corner is where a sensible batch lies. In the bend the law as drawn is too high, because the least steps and the
-# least examples that you happened to measure are not the limits themselves.
+# (compute). Its corner is where a sensible batch lies. In the bend the law as drawn is too high. In part that is because the
+# least steps and the least examples that you happened to measure are not the limits themselves; the next exercise mends that.
+# At batches of 2 and 4 one start of three was called off; the middle one of three still counts.
 
 # %% [markdown]
 # ## 7 · Fit the critical batch size
@@ -525,8 +539,8 @@ plots.show(fig)
 # How far can the result be trusted? Draw as many runs with replacement, fit again, 100 times (a *bootstrap*): the
 # middle 95% of the results are the interval.
 #
-# **Predict:** the noise scale of this network grows from 30 at the start to beyond 100 at the target. Where will the
-# critical batch size be?
+# **Predict:** you have seen the noise scale of this network grow. Where will the critical batch size be, and how far apart
+# the ends of its interval?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -535,8 +549,9 @@ plots.show(fig)
 def fit_critical_batch(batches: Float[Tensor, "n"], steps: Float[Tensor, "n"]) -> tuple[float, float, float, float]:
     """S_min, B_crit and a 95% interval (low, high) for B_crit, from the steps that n runs needed at these batch sizes;
     steps may be inf (a run that never arrived): leave it out. Minimise the sum of |log steps - log fitted steps| over
-    S_min and B_crit; search B_crit on a logarithmic grid, from a tenth of the smallest batch to ten times the
-    largest, to 2% or finer. The interval comes from a bootstrap: draw n runs with replacement, fit again, 100 times."""
+    S_min and B_crit; search B_crit on a logarithmic grid in steps of 3% or less, from a tenth of the smallest batch to
+    ten times the largest of all runs that arrived. The interval comes from a bootstrap: draw n of the n runs with
+    replacement and fit again on the same grid, 100 times or more; its ends are the 2.5% and the 97.5% quantile."""
     ### BEGIN SOLUTION
     arrived = steps.isfinite()
     batches, logs = batches[arrived].double(), steps[arrived].double().log()
@@ -565,30 +580,31 @@ def fit(raced):
     return runs, *fit_critical_batch(runs[:, 0], runs[:, 1])
 
 def noise_until_target(task, raced, batch=64):
-    """The exact noise scale at twenty moments of a run until the target."""
+    """The exact noise scale of a run until the target, at 21 moments or, if it is shorter, at every step."""
     steps, rate = raced[batch]
-    moments = sorted({round(steps.median().item() * i / 20) for i in range(21)})
-    return torch.tensor(batches.follow(task, batch, rate, moments, lambda params: batches.exact_noise_scale(params, task)))
+    when = sorted({round(steps.median().item() * i / 20) for i in range(21)})
+    return torch.tensor(batches.follow(task, batch, rate, when, lambda params: batches.exact_noise_scale(params, task)))
 
 # %% tags=["experiment"]
 torch.manual_seed(0)
 runs, s_min, critical, low, high = fit(raced)
-noise = noise_until_target(digits, raced)
-law_steps, _ = steps_and_examples(law_sizes, s_min, s_min * critical)
-fig, ax = plots.figure(size=(7.2, 4.2), alt=f"30 runs and the fitted law. The critical batch size is {critical:.0f}, interval "
-                       f"{low:.0f} to {high:.0f}; the median of the noise scale on the way to the target is {noise.median():.0f}.")
+digits_noise = noise_until_target(digits, raced)
+fitted_steps, _ = steps_and_examples(law_sizes, s_min, s_min * critical)
+fig, ax = plots.figure(size=(7.2, 4.2), alt=f"{runs[:, 1].isfinite().sum()} runs that arrived and the fitted law. The critical batch size is {critical:.0f}, interval "
+                       f"{low:.0f} to {high:.0f}; the median of the noise scale on the way to the target is {digits_noise.median():.0f}.")
 ax.plot(runs[:, 0], runs[:, 1], ".", color=plots.PALETTE[0], markersize=7, label="runs")
-plots.lines({"fitted law": (law_sizes, law_steps)}, ax=ax, alt="", logx=True, logy=True, xlabel="batch size B",
+plots.lines({"fitted law": (law_sizes, fitted_steps)}, ax=ax, alt="", logx=True, logy=True, xlabel="batch size B",
             title="The fit, and what the noise scale said", ylabel="steps to the target")
 ax.axvspan(low, high, color=plots.PALETTE[0], alpha=0.2, linewidth=0, label="critical batch size, 95%")
-ax.axvline(noise.median(), color=plots.PALETTE[5], linewidth=2, label="noise scale, median")
+ax.axvline(digits_noise.median(), color=plots.PALETTE[5], linewidth=2, label="noise scale, median")
 ax.legend(labelcolor=plots.INK, frameon=False)
 plots.show(fig)
 
 # %% [markdown]
-# On the machine of the full run the fit said 68 (53 to 79), and the median of the noise scale was 67. So close is luck, since
-# the noise scale was 30 at the start of that run and beyond 100 at its end: the law assumes a constant. But it was the right
-# number to within a factor of two, without a single training at another batch size.
+# When this page was written the fit said 68 (53 to 75), and the median of the noise scale was 67. (The full run, with five
+# batch sizes from 8 to 2048, has 55 for the digits, 41 to 66, and 64; that pair stands in the claim's figure.) So close is
+# luck, since the noise scale was 30 at the start of the run and beyond 100 at its end: the law assumes a constant. But it was the
+# right number to within a factor of two, without a single training at another batch size.
 #
 # **Play.** Your law, as a choice. Move the batch along the front. Then let a step cost as much as $r$ examples (starting
 # it, sending gradients) and look for the batch with the least cost: how does it move when $r$ grows a hundredfold?
@@ -635,8 +651,8 @@ show(draw, batch=Slider(1, 10_000, start=64, log=True, label="batch size"), pric
 def adaptive_batch_schedule(noise_scale: float, price: float, batch: int, lr_max: float, smallest: int = 1,
                             largest: int = 4096) -> tuple[int, float]:
     """The next batch size and its learning rate. A step costs as much as `price` examples, so the best batch is
-    sqrt(price * noise_scale) (McCandlish et al. 2018, appendix D); but it at most doubles or halves the present `batch`
-    in one step, stays within `smallest` and `largest`, and is a whole number. The learning rate follows it:
+    sqrt(price * noise_scale) (McCandlish et al. 2018, appendix D), rounded; but it at most doubles or halves the present
+    `batch` in one step, and stays within `smallest` and `largest` whatever the step before was. The learning rate follows it:
     lr_max / (1 + noise_scale / new batch). `noise_scale` is positive and finite."""
     ### BEGIN SOLUTION
     wanted = min(max(math.sqrt(price * noise_scale), batch / 2), 2 * batch)
@@ -658,7 +674,7 @@ def schedule(noise_scale, batch, largest_rate):
     path.append((noise_scale, *adaptive_batch_schedule(noise_scale, price, batch, largest_rate, largest=100_000)))
     return path[-1][1:]
 
-mine, my_steps, my_examples = bowl.cost(schedule, price)
+my_cost, my_steps, my_examples = bowl.cost(schedule, price)
 fixed_sizes = [round(2 ** (k / 2)) for k in range(6, 24)]
 fixed = [bowl.fixed(size, price) for size in fixed_sizes]  # cost, steps, examples
 least = min(e for _, _, e in (bowl.fixed(size, price) for size in (1, 2, 4, 8))) + price * bowl.fixed(10**7, price)[1]
@@ -668,19 +684,20 @@ scales, followed, _ = zip(*path)
 best = min(fixed)
 fig, (left, right) = plots.figure(columns=2, size=(10.4, 4), alt=f"Left: noise scale and batch of the schedule, both growing. "
     f"Right: cost against the fixed batch size, a valley whose bottom is {best[0]:,.0f} ({best[1]} steps, {best[2]:,} examples); "
-    f"the schedule costs {mine:,.0f} ({my_steps} steps, {my_examples:,} examples); no schedule can go below {least:,.0f}.")
-plots.lines({"noise scale": list(scales), "batch": list(followed)}, ax=left, alt="", logy=True, title="The batch follows, at a distance",
+    f"the schedule costs {my_cost:,.0f} ({my_steps} steps, {my_examples:,} examples); no schedule can go below {least:,.0f}.")
+plots.lines({"noise scale": list(scales), "batch": list(followed)}, ax=left, alt="", logy=True, title="The batch grows as the root of the noise scale",
             xlabel="step", ylabel="examples")
+left.set_xticks(range(0, my_steps + 1, 5))
 plots.lines({"fixed batch": (fixed_sizes, [c for c, _, _ in fixed])}, ax=right, alt="", logx=True, xlabel="fixed batch size",
-            ylabel="cost: examples + 300 · steps", limits={"your schedule": mine, "limit": least},
-            title=f"Saved against the best fixed one: {1 - mine / best[0]:.0%}")
+            ylabel="cost: examples + 300 · steps", limits={"your schedule": my_cost, "limit": least},
+            title=f"Saved against the best fixed one: {1 - my_cost / best[0]:.0%}")
 right.set_ylim(0, 2.5 * best[0])
 plots.show(fig)
 
 # %% [markdown]
-# About 15%, in steps and in examples both. That is real, but it is not a miracle, and the right picture shows why: the valley
-# is flat. A fixed batch within a factor of two of the best one costs about a quarter more at most, so following the noise
-# scale exactly cannot bring very much. The dotted limit is out of reach for any schedule: it asks for the steps of a
+# About 15% of the cost: one step in eight and one example in six. That is real, but it is not a miracle, and the right picture
+# shows why: the valley is flat. A fixed batch half as large as the best one costs 12% more, one twice as large 16%, so following
+# the noise scale exactly cannot bring very much. The dotted limit is out of reach for any schedule: it asks for the steps of a
 # huge batch and the examples of a tiny one.
 
 
@@ -698,9 +715,10 @@ speed(per_example_gradients)
 
 # %% [markdown]
 # What is the price $r$ of a step on a real machine? Time steps of the digits' network with batches of 1 to 4096. The
-# limit: six multiply–adds for each weight and example, at the best rate of this processor's matrix products.
+# limit: three multiply–adds, so six operations, for each weight and example (one forwards, two backwards), at the best rate of
+# this processor's matrix products.
 #
-# **Predict:** up to which batch does a step take about as long as with one example? (About 5 seconds.)
+# **Predict:** up to which batch does a step take about as long as with one example? (Some seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -731,8 +749,8 @@ plots.lines({"measured": [1e6 * t for t in times], "limit: arithmetic": [1e6 * t
             "a few hundred examples, then rising; the arithmetic alone would take far less.")
 
 # %% [markdown]
-# A step of one example takes as long as one of a hundred: starting a few dozen operations costs the time, not the arithmetic,
-# which would take a hundredth. Here the price $r$ is some hundreds of examples. On a GPU, or where gradients travel between
+# A step of one example takes about as long as one of a hundred: starting a few dozen operations costs the time, not the
+# arithmetic, which for one example would take less than a thousandth of it. Here the price $r$ is some hundreds of examples. On a GPU, or where gradients travel between
 # machines, it is far higher, and $\sqrt{r\,B_\text{noise}}$ with it: dear steps are what makes large batches worth their
 # examples.
 #
@@ -740,14 +758,14 @@ plots.lines({"measured": [1e6 * t for t in times], "limit: arithmetic": [1e6 * t
 # estimated on the way by your `noise_scale_two_batches` from four workers:
 
 # %% tags=["experiment"]
-full = claims.full_run("15_gradient_noise")
+long_run = claims.full_run("15_gradient_noise")
 
 def middle(costs):
     """The median; None is a run that never arrived."""
     return torch.tensor([math.inf if c is None else c for c in costs]).median().item()
 
 groups = {"best fixed batch": {}, "schedule": {}}
-for name, row in full["schedule"]["tasks"].items():
+for name, row in long_run["schedule"]["tasks"].items():
     groups["best fixed batch"][name] = min(middle(run["cost"]) for run in row["fixed"].values())
     groups["schedule"][name] = middle(row["adaptive"]["cost"])
 plots.bars(groups, title="Real networks (median of 3 seeds)", xlabel="cost until the target: examples + 100 · steps", width=8,
@@ -764,19 +782,24 @@ plots.bars(groups, title="Real networks (median of 3 seeds)", xlabel="cost until
 # %% [markdown]
 # ## The claim
 #
-# A report on the gradient noise scale says: it predicts the critical batch size, $r^2 = 0.80$ in logarithms over tasks
-# from digits to video games; it grows tenfold or more during training; harder tasks have larger ones; stronger models
-# are noisier only because their loss is lower; and below the critical batch size doubling the batch halves the steps.
+# A report on the gradient noise scale makes six claims. It predicts the critical batch size, over tasks six orders of magnitude
+# apart; the best batch sizes of different tasks differ by up to 10,000 times; it grows tenfold or more during training; harder
+# tasks have larger ones; stronger models are noisier only because their loss is lower; and below the critical batch size
+# doubling the batch halves the steps, while far above it that buys nothing.
 #
-# Measure a second task yourself, a harder one: 36 kinds of characters. (About 15 seconds.)
+# Measure a second task yourself, a harder one: 36 kinds of characters, with four batch sizes and three starts. Twelve runs fix
+# $B_\text{crit}$ to within some tens of percent: expect an interval whose ends are nearly a factor of two apart, and that other
+# batch sizes would move the estimate about as much. (Up to half a minute.)
 
 # %% tags=["experiment"]
 glyphs = batches.tasks()["glyphs 36, mild"]()
-glyph_race = batches.best_steps(glyphs, (1024, 256, 64, 16), batches.target_loss(glyphs, 0.1), seeds=(0,))
+glyph_race = batches.best_steps(glyphs, (1024, 256, 64, 16), batches.target_loss(glyphs, 0.1), seeds=(0, 1, 2))
+torch.manual_seed(0)
 _, _, glyph_critical, *glyph_interval = fit(glyph_race)
-mine = {"digits": (noise.median().item(), critical, (low, high)),
-        "glyphs 36": (noise_until_target(glyphs, glyph_race).median().item(), glyph_critical, glyph_interval)}
-print(mine)
+own = {"digits": (digits_noise.median().item(), critical, (low, high)),
+       "glyphs 36": (noise_until_target(glyphs, glyph_race).median().item(), glyph_critical, glyph_interval)}
+for name, (scale, size, (bottom, top)) in own.items():
+    print(f"{name}: noise scale {scale:.0f}, critical batch size {size:.0f} ({bottom:.0f} to {top:.0f})")
 
 # %% [markdown]
 # **Predict:** over the 16 tasks of the full run (digits to Python source; 2 to 256 classes; clean and random labels), how
@@ -786,11 +809,11 @@ print(mine)
 # *My prediction:*
 
 # %% tags=["experiment"]
-rows = full["predict"]["tasks"]
+rows = long_run["predict"]["tasks"]
 seeds_middle = lambda curves, how: torch.tensor([how(torch.tensor(c)).log() for c in curves]).mean().exp().item()
 predicted = torch.tensor([seeds_middle(row["noise"], torch.median) for row in rows.values()])
 measured = torch.tensor([row["critical"] for row in rows.values()])
-bowls = full["quadratic"]["bowls"].values()
+bowls = long_run["quadratic"]["bowls"].values()
 bowl_predicted, bowl_measured = torch.tensor([[b["median noise"], b["critical"]] for b in bowls]).T
 
 def r_squared(x, y):
@@ -808,13 +831,13 @@ joined = r_squared(torch.cat([predicted, bowl_predicted]), torch.cat([measured, 
 fig, ax = plots.figure(f"Full run: {len(rows)} tasks, r² = {r2:.2f} ({r2_low:.2f} to {r2_high:.2f})", "median of B_simple on the way to the target",
                        "critical batch size (bar: 95%)", size=(8.4, 5.4), alt=f"Critical batch size against the median noise scale of {len(rows)} tasks, both logarithmic, "
                        f"from about {predicted.min():.0f} to {predicted.max():.0f}. They lie around the diagonal; r² is {r2:.2f}, interval "
-                       f"{r2_low:.2f} to {r2_high:.2f}. Your own tasks: {', '.join(f'{n}: {p:.0f}, {c:.0f}' for n, (p, c, _) in mine.items())}.")
+                       f"{r2_low:.2f} to {r2_high:.2f}. Your own tasks: {', '.join(f'{n}: {p:.0f}, {c:.0f}' for n, (p, c, _) in own.items())}.")
 for color, mark, kind in zip((0, 1, 2, 5), "os^D", ("digits", "mnist5k", "glyphs", "pycode")):
     chosen = [i for i, name in enumerate(rows) if name.startswith(kind)]
     bars = torch.tensor([list(rows.values())[i]["interval"] for i in chosen]).T
     ax.errorbar(predicted[chosen], measured[chosen], (measured[chosen] - bars[0], bars[1] - measured[chosen]), fmt=mark, label=kind,
                 color=plots.PALETTE[color], capsize=2, elinewidth=1)
-for x, y, (bottom, top) in mine.values():
+for x, y, (bottom, top) in own.values():
     ax.errorbar(x, y, [[max(0, y - bottom)], [max(0, top - y)]], fmt="*", color=plots.PALETTE[3], markersize=13, capsize=2, elinewidth=1)
 ax.plot([], [], "*", color=plots.PALETTE[3], markersize=11, label="yours")
 ax.plot([20, 1500], [20, 1500], "--", color=plots.INK, linewidth=1.2, label="equal")
@@ -849,11 +872,11 @@ print(f"typical miss of the prediction: a factor of {(predicted / measured).log(
 #
 # What moves $r^2$:
 #
-# - **Range.** Our tasks span a factor of ten. The paper's span three orders of magnitude and more, and the same misses look
-#   smaller on a longer axis: the five bowls, over four decades, lift $r^2$ to 0.97 and make no prediction better.
+# - **Range.** Our critical batch sizes span a factor of ten, those of the text 10,000, and the same misses look smaller on a
+#   longer axis: the five bowls, over four decades, lift $r^2$ to 0.97 and make no prediction better.
 # - **The summary.** Median and mean of the noise scale on the way to the target do equally well; the value at the start is
 #   nearly worthless, and the one at the target in between. The estimate that data-parallel training gets for free does about
-#   as well as all the examples. The full noise scale correlates a little better, but it is two to four times smaller: what
+#   as well as all the examples. The full noise scale correlates a little better, but it is 2.2 to 6.5 times smaller: what
 #   agrees in size is the simple one.
 
 # %% [markdown]
@@ -864,14 +887,14 @@ print(f"typical miss of the prediction: a factor of {(predicted / measured).log(
 # *My prediction:*
 
 # %% tags=["experiment"]
-grown, moments = full["growth"]["tasks"], full["growth"]["moments"]
+grown, grown_at = long_run["growth"]["tasks"], long_run["growth"]["moments"]
 names = {"mnist5k, narrow": "12 units", "mnist5k": "64 units", "mnist5k, wide": "192 units"}
 curves = {names.get(n, n): torch.tensor(grown[n]).log().mean(0).exp() for n in grown}  # [2, moments]: loss and noise scale
 fig, (left, right) = plots.figure(columns=2, size=(10.4, 4.2), alt="Noise scale of three widths on mnist5k. Left against the step: "
     "after ten steps the three curves lie together, and the narrowest stops growing first. Right against the loss: at high "
     "losses the narrowest is up to three times as noisy as the widest; below 0.2 nats they meet.")
 words = {"alt": "", "logx": True, "logy": True, "ylabel": "noise scale B_simple", "marks": False}
-plots.lines({n: (moments[1:], curves[n][1][1:]) for n in names.values()}, ax=left, xlabel="step (batch 64)", title="Step for step", **words)
+plots.lines({n: (grown_at[1:], curves[n][1][1:]) for n in names.values()}, ax=left, xlabel="step (batch 64)", title="Step for step", **words)
 plots.lines({n: tuple(curves[n]) for n in names.values()}, ax=right, xlabel="training loss (nats), falling to the right",
             title="At the same loss", **words)
 right.invert_xaxis()
@@ -888,8 +911,8 @@ plots.bars(growth, log=True, form="{:.2g}", limits={"text: ten": 10}, title="By 
 # or where characters in 62 classes are strongly distorted (1.4 times): there it is large from the start, and the loss never
 # gets far down.
 #
-# The three widths are a surprise. Step for step they are equally noisy, except at the very start, although the widest has
-# the lowest loss. So at the same *loss* the stronger network is the less noisy one, up to three times, until they meet below
+# The three widths are a surprise. Step for step they are about equally noisy from step 10 to 300, although the widest has the
+# lowest loss. (In the first steps the widest is almost three times less noisy, at the end the narrowest two times.) So at the same *loss* the stronger network is the less noisy one, up to three times, until they meet below
 # 0.2 nats. Strength makes no noise of its own, as the text says, and it reaches lower losses, where all are noisier; but the
 # noise scale is no function of the loss alone.
 #
@@ -904,11 +927,16 @@ plots.lines({"measured": tuple(zip(*halving)), "law": (law_sizes, law(law_sizes)
             ylabel="steps at B / steps at 2B", title="What one more doubling of the batch buys", limits={"half": 2, "nothing": 1},
             alt="Ratio of steps at B and at 2B: " + ", ".join(f"{r:.2f} at {b}" for b, r in halving) + ".")
 
+# %% [markdown]
+# The law is right at both ends, but the measured bend is sharper: from 256 to 512 the steps fell by 1.01 when this page was
+# written, where the law with the fitted critical batch size says 1.12. That is not the fit's fault; the law itself misses there.
+# The zigzag on the left is chance, three starts each.
+
 # %% tags=["experiment"]
-claims.show("15-noise-predicts-batch", measured="; ".join(f"{n}: noise scale {p:.0f}, critical batch size {c:.0f}" for n, (p, c, _) in mine.items()))
-claims.show("15-batch-range", measured=f"a factor of {max(c for _, c, _ in mine.values()) / min(c for _, c, _ in mine.values()):.1f} between two tasks")
-claims.show("15-noise-grows", measured=f"digits, 300 steps: {truth[-1] / truth[0]:.0f} times")
-claims.show("15-harder-noisier", measured=", ".join(f"{n} {p:.0f}" for n, (p, _, _) in mine.items()))
+claims.show("15-noise-predicts-batch", measured="; ".join(f"{n}: noise scale {p:.0f}, critical batch size {c:.0f}" for n, (p, c, _) in own.items()))
+claims.show("15-batch-range", measured=f"a factor of {max(c for _, c, _ in own.values()) / min(c for _, c, _ in own.values()):.1f} between two tasks")
+claims.show("15-noise-grows", measured=f"digits, 300 steps: {exact[-1] / exact[0]:.0f} times")
+claims.show("15-harder-noisier", measured=", ".join(f"{n} {p:.0f}" for n, (p, _, _) in own.items()))
 claims.show("15-stronger-models")
 claims.show("15-doubling-batch", measured=f"steps fall by {halving[0][1]:.2f} from {halving[0][0]} to {2 * halving[0][0]}, by {halving[-1][1]:.2f} "
             f"from {halving[-1][0]} to {2 * halving[-1][0]}")
@@ -918,22 +946,23 @@ claims.show("15-doubling-batch", measured=f"steps fall by {halving[0][1]:.2f} fr
 #
 # Can a number that is measured in a minute predict the largest useful batch size? Write five to eight sentences. Give
 # your own two tasks with their intervals, and the full run's $r^2$; say how far a single prediction can be off, what
-# the $r^2$ depends on (range of the tasks, summary over training), and which of the other four claims hold in your
+# the $r^2$ depends on (range of the tasks, summary over training), and which of the other five claims hold in your
 # figures.
 
 # %% [markdown] tags=["written"] points=15 name="claim"
-# Mostly yes. For my digits the median noise scale on the way to the target is 67 and the critical batch size 68 (53 to 79);
-# for 36 kinds of characters 143 and 227 (189 to 661, a single seed and four batch sizes). In the full run, over 16 tasks, $r^2$ is 0.80 (0.48 to 0.94), as in the text;
-# half of the predictions are within 16%, the worst is off by a factor of 2.6. So one number tells the size of a useful batch
-# to within a factor of two or three, which is what one needs, and not more.
+# Mostly yes. For my digits the median noise scale on the way to the target is 67 and the critical batch size 68 (53 to 75);
+# for 36 kinds of characters 188 and 183 (168 to 263, twelve runs). In the full run, over 16 tasks, $r^2$ is 0.80 (0.48 to 0.94),
+# as in the text; half of the predictions are within 16%, the worst is off by a factor of 2.6. So one number tells the size of a
+# useful batch to within a factor of two or three, which is what one needs, and not more.
 #
 # The $r^2$ says less than it seems to: with tasks that span more decades the same errors give a higher one (0.97 with the
 # synthetic bowls), and it depends on the summary: median or mean over the training do well, the noise scale at the start gives
 # 0.32. So the number must be measured *during* training.
 #
-# Growth of tenfold or more holds on all clean tasks (20 to 90 times), not with random labels (4) and not for 62 strongly
+# Best batch sizes that differ by 10,000 do not show here: ours differ by ten, but all are small networks that classify. Growth
+# of tenfold or more holds on all clean tasks (20 to 90 times), not with random labels (4) and not for 62 strongly
 # distorted characters (1.4), which are noisy from the start. Harder versions of a task are noisier, but two classes can be
-# noisier than ten. Three widths of one network are equally noisy step for step; at the same loss the wider ones are
+# noisier than ten. Three widths of one network are about equally noisy step for step; at the same loss the wider ones are
 # less noisy, so that strength adds no noise of its own. And doubling the batch halves the steps well below the critical size
 # (from 2 to 4: a factor of 1.97) and
 # buys nothing far above it.

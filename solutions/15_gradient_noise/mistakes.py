@@ -83,6 +83,27 @@ def transposed(x, y, w1, b1, w2, b2):
     return _outer(delta1, x), delta1, _outer(delta2, h), delta2
 
 
+@mistake("per_example_gradients", caught_by="test_nothing_comes_back_through_a_relu_at_exactly_zero")
+def relu_open_at_zero(x, y, w1, b1, w2, b2):
+    """Where a is exactly zero you let the gradient through. The derivative of max(a, 0) is taken as 0 there, by autograd
+    too: multiply by (a > 0), not by (a >= 0)."""
+    h, _, delta2 = _backward(x, y, w1, b1, w2, b2)
+    delta1 = (delta2 @ w2.T) * (x @ w1 + b1 >= 0)
+    return _outer(x, delta1), delta1, _outer(h, delta2), delta2
+
+
+@mistake("per_example_gradients", caught_by="test_logits_of_a_thousand_do_not_overflow")
+def softmax_that_overflows(x, y, w1, b1, w2, b2):
+    """Your softmax is exp(z) divided by its sum, and exp of a large logit is infinite. Take each row's largest logit away
+    first, which changes nothing else, or use torch.softmax."""
+    h = (x @ w1 + b1).relu()
+    delta2 = (h @ w2 + b2).exp()
+    delta2 = delta2 / delta2.sum(1, keepdim=True)
+    delta2[torch.arange(len(y)), y] -= 1
+    delta1 = (delta2 @ w2.T) * (h > 0)
+    return _outer(x, delta1), delta1, _outer(h, delta2), delta2
+
+
 # ---------------------------------------------------------------- per_example_gradients_func
 
 def _loss(params, x, y):
@@ -212,6 +233,40 @@ def upside_down(grads):
     return (squared / trace if squared > 0 else math.inf), squared, trace
 
 
+@mistake("noise_scale_simple", caught_by="test_averaged_over_all_samples_both_estimates_are_exact")
+def corrected_by_n_minus_1(grads):
+    """You subtract trace / (n - 1) from the squared length of the mean. n - 1 belongs to the trace alone; a mean of n
+    examples has 1/n of one example's variance: subtract trace / n."""
+    n, squared, trace = _cloud(grads)
+    return _simple(squared - trace / (n - 1), trace)
+
+
+@mistake("noise_scale_simple", caught_by="test_averaged_over_all_samples_both_estimates_are_exact")
+def squared_clipped(grads):
+    """You raise a negative estimate of |G|^2 to zero. Return it as it came out: with the negative ones clipped the
+    estimates are too large on average. Only the noise scale becomes math.inf."""
+    n, squared, trace = _cloud(grads)
+    return _simple(max(0.0, squared - trace / n), trace)
+
+
+@mistake("noise_scale_simple", caught_by="test_averaged_over_all_samples_both_estimates_are_exact")
+def squared_not_a_number(grads):
+    """Where the estimate of |G|^2 is not above zero you return NaN for it. Return the estimate as it came out, below zero
+    too; only the noise scale becomes math.inf."""
+    n, squared, trace = _cloud(grads)
+    squared -= trace / n
+    return (trace / squared, squared, trace) if squared > 0 else (math.inf, math.nan, trace)
+
+
+@mistake("noise_scale_simple", caught_by="test_noise_that_hides_the_gradient_gives_infinity")
+def zero_over_zero(grads):
+    """Where the estimate of |G|^2 is exactly zero you still divide by it, and 0/0 is NaN. The answer is math.inf where it
+    is not *above* zero: ask for squared > 0."""
+    n, squared, trace = _cloud(grads)
+    squared -= trace / n
+    return (math.nan if squared == 0 and trace == 0 else trace / squared if squared > 0 else math.inf), squared, trace
+
+
 # ---------------------------------------------------------------- noise_scale_two_batches
 
 def _two(worker_grads, batch):
@@ -236,6 +291,52 @@ def quotient_averaged(worker_grads, batch, state, decay=0.9):
     total = decay * state.get("total", 0.0) + (1 - decay) * ratio
     weight = decay * state.get("weight", 0.0) + (1 - decay)
     return total / weight, {"total": total, "weight": weight}
+
+
+@mistake("noise_scale_two_batches", caught_by="test_numerator_and_denominator_are_averaged_and_not_their_quotient")
+def quotient_averaged_from_zero(worker_grads, batch, state, decay=0.9):
+    """You divide first and average the quotients, from zero, so that the first answers are far too small, and one infinite
+    quotient spoils all that follow. Average both parts, and divide the averages: the start at zero then cancels."""
+    squared, trace = _two(worker_grads, batch)
+    ratio = trace / squared if squared > 0 else math.inf
+    total = decay * state.get("total", 0.0) + (1 - decay) * ratio
+    return total, {"total": total}
+
+
+@mistake("noise_scale_two_batches", caught_by="test_numerator_and_denominator_are_averaged_and_not_their_quotient")
+def averages_that_start_at_the_first_value(worker_grads, batch, state, decay=0.9):
+    """Your averages start at the first step's values, so that this one step keeps too much weight. Start both at zero:
+    what is missing is the same factor in both, and cancels in the quotient."""
+    squared, trace = _two(worker_grads, batch)
+    return _averaged(squared, trace, state or {"squared": squared, "trace": trace}, decay)
+
+
+@mistake("noise_scale_two_batches", caught_by="test_steps_below_zero_belong_in_the_average")
+def negative_steps_clipped(worker_grads, batch, state, decay=0.9):
+    """You raise a step's negative |G|^2 to zero before it enters the average. The average is then too large, most of all
+    where noise rules. Let it in as it is; only the answer becomes math.inf where the average is not above zero."""
+    squared, trace = _two(worker_grads, batch)
+    return _averaged(max(0.0, squared), trace, state, decay)
+
+
+@mistake("noise_scale_two_batches", caught_by="test_steps_below_zero_belong_in_the_average")
+def negative_average_clipped(worker_grads, batch, state, decay=0.9):
+    """You keep the average of |G|^2 in the state clipped at zero. What was cut off is then missing in the next step. Keep
+    it as it is, below zero too; only the answer becomes math.inf."""
+    squared, trace = _two(worker_grads, batch)
+    scale, state = _averaged(squared, trace, state, decay)
+    return scale, {**state, "squared": max(0.0, state["squared"])}
+
+
+@mistake("noise_scale_two_batches", caught_by="test_steps_below_zero_belong_in_the_average")
+def negative_steps_skipped(worker_grads, batch, state, decay=0.9):
+    """You leave steps out in which |G|^2 comes out below zero. What is left is too large on average: negative steps make up
+    for the others. Average every step."""
+    squared, trace = _two(worker_grads, batch)
+    if squared <= 0:
+        old = state.get("squared", 0.0)
+        return (state["trace"] / old if old > 0 else math.inf), state
+    return _averaged(squared, trace, state, decay)
 
 
 @mistake("noise_scale_two_batches", caught_by="test_numerator_and_denominator_are_averaged_and_not_their_quotient")
@@ -369,6 +470,23 @@ def twice_as_many_products(grads, hvp):
     return _full(trace, middle - trace / n)
 
 
+@mistake("noise_scale_full", caught_by="test_a_product_for_each_example_and_one_for_the_mean_suffice")
+def the_whole_hessian(grads, hvp):
+    """Your result is right, but you ask for H column by column: p products, and a network has thousands of parameters. You
+    never need H, only its product with each example's deviation and with the mean: n + 1 products."""
+    H = torch.stack([hvp(row) for row in torch.eye(grads.shape[1], dtype=grads.dtype)])
+    n, middle, trace = _curved(grads, lambda v: H @ v)
+    return _full(trace, middle - trace / n)
+
+
+@mistake("noise_scale_full", caught_by="test_a_valley_downwards_gives_infinity")
+def size_of_the_trace(grads, hvp):
+    """You take the size of tr(H Sigma), without its sign. Noise in a direction that bends downwards makes it negative: keep
+    the sign."""
+    n, middle, trace = _curved(grads, hvp)
+    return _full(abs(trace), middle - trace / n)
+
+
 @mistake("noise_scale_full", caught_by="test_a_valley_downwards_gives_infinity")
 def full_negative(grads, hvp):
     """Where G^T H G is not above zero you return a negative noise scale or one made of two minus signs. A quadratic that
@@ -434,6 +552,14 @@ def negative_rate(batch, grad, hvp, noise_scale):
     """Where the loss bends downwards along G you return a negative rate, a step uphill. There the quadratic has no
     bottom: return math.inf."""
     bend = float(grad @ hvp(grad))
+    return float(grad @ grad) / bend / (1 + noise_scale / batch) if bend else math.inf
+
+
+@mistake("optimal_learning_rate", caught_by="test_without_curvature_upwards_no_rate_is_too_long")
+def size_of_the_curvature(batch, grad, hvp, noise_scale):
+    """You take the size of G^T H G, without its sign. Where the loss bends downwards along G no rate is the best one: return
+    math.inf."""
+    bend = abs(float(grad @ hvp(grad)))
     return float(grad @ grad) / bend / (1 + noise_scale / batch) if bend else math.inf
 
 
@@ -535,6 +661,14 @@ def straight_line(batches, steps):
 
 
 @mistake("fit_critical_batch", caught_by="test_some_runs_that_went_wrong_do_not_move_the_fit")
+def deviations_from_the_mean(batches, steps):
+    """You sum absolute deviations, but around the mean. What makes them least is the median, and a run that went wrong
+    moves the mean: log S_min is the median of log steps - log(1 + B_crit / batch)."""
+    s_min, size, spread = _fit(batches, steps, 1, _mean)
+    return s_min, size, *_ends(spread)
+
+
+@mistake("fit_critical_batch", caught_by="test_a_run_that_never_arrived_is_left_out")
 def lost_runs_kept(batches, steps):
     """You keep the runs whose steps are inf. With them every sum is infinite, and the first place on the grid wins.
     Leave them out before you take logarithms."""
@@ -542,15 +676,15 @@ def lost_runs_kept(batches, steps):
     return s_min, size, *_ends(spread)
 
 
-@mistake("fit_critical_batch", caught_by="test_the_interval_holds_the_truth_most_of_the_time")
+@mistake("fit_critical_batch", caught_by="test_the_interval_is_as_wide_as_a_bootstrap_makes_it")
 def interval_without_width(batches, steps):
-    """Your interval has no width: both ends are the estimate. A single fit cannot say how far it can be trusted; draw
-    the runs again with replacement, fit each time, and take quantiles of the values."""
+    """Your interval has no width: every fit is the same. Perhaps your draws are without replacement: torch.randperm brings
+    all n runs, in another order. torch.randint(n, (n,)) draws with it, so that some runs come twice and some not."""
     s_min, size, _ = _fit(batches, steps, 1, _median, interval=False)
     return s_min, size, size, size
 
 
-@mistake("fit_critical_batch", caught_by="test_the_interval_holds_the_truth_most_of_the_time")
+@mistake("fit_critical_batch", caught_by="test_the_interval_is_as_wide_as_a_bootstrap_makes_it")
 def ends_exchanged(batches, steps):
     """You return the upper end of the interval before the lower one. The order is S_min, B_crit, low, high."""
     s_min, size, spread = _fit(batches, steps, 1, _median)
@@ -622,7 +756,7 @@ def rate_left_alone(noise_scale, price, batch, lr_max, smallest=1, largest=4096)
     return _limited(math.sqrt(price * noise_scale), batch, smallest, largest), lr_max
 
 
-@mistake("adaptive_batch_schedule", caught_by="test_the_schedule_saves_a_tenth_of_what_the_best_fixed_batch_costs")
+@mistake("adaptive_batch_schedule", caught_by="test_the_schedule_costs_less_than_the_best_fixed_batch")
 def batch_never_changes(noise_scale, price, batch, lr_max, smallest=1, largest=4096):
     """Your batch stays what it was. That is a fixed batch, which the schedule has to beat: move it towards
     sqrt(price * noise_scale) at every step."""
@@ -635,4 +769,25 @@ def limits_before_the_brake(noise_scale, price, batch, lr_max, smallest=1, large
     limits, which may be all that fits into the memory. Apply the limits last."""
     wanted = max(smallest, min(largest, math.sqrt(price * noise_scale)))
     new = max(1, round(max(batch / 2, min(2 * batch, wanted))))
+    return new, lr_max / (1 + noise_scale / new)
+
+
+@mistake("adaptive_batch_schedule", caught_by="test_the_limits_hold_even_against_the_brake")
+def limits_of_its_own(noise_scale, price, batch, lr_max, smallest=1, largest=4096):
+    """You hold the batch between 1 and 4096, whatever `smallest` and `largest` are. These are only their defaults."""
+    new = _limited(math.sqrt(price * noise_scale), batch, 1, 4096)
+    return new, lr_max / (1 + noise_scale / new)
+
+
+@mistake("adaptive_batch_schedule", caught_by="test_the_limits_hold_even_against_the_brake")
+def smallest_ignored(noise_scale, price, batch, lr_max, smallest=1, largest=4096):
+    """You do not use `smallest`: the batch can fall below it."""
+    new = _limited(math.sqrt(price * noise_scale), batch, 1, largest)
+    return new, lr_max / (1 + noise_scale / new)
+
+
+@mistake("adaptive_batch_schedule", caught_by="test_the_limits_hold_even_against_the_brake")
+def largest_ignored(noise_scale, price, batch, lr_max, smallest=1, largest=4096):
+    """You do not use `largest`: the batch can grow beyond it, which may be all that fits into the memory."""
+    new = _limited(math.sqrt(price * noise_scale), batch, smallest, 10**9)
     return new, lr_max / (1 + noise_scale / new)

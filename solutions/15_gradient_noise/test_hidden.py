@@ -135,18 +135,6 @@ def test_the_noise_scale_grows_with_what_a_worker_averages(student, stream, fact
 
 # ---------------------------------------------------------------- noise_scale_full
 
-@exercise("noise_scale_full", points=3)
-@few
-@given(problem=landscapes(), random=generators())
-def test_a_valley_downwards_gives_infinity(student, problem, random):
-    """Where the corrected G^T H G is zero or below, no noise scale exists: math.inf."""
-    grads, H = problem
-    scatter = grads - grads.mean(0)
-    for name, cloud, hessian in (("no mean", scatter, H), ("negative curvature", grads + 10, -H), ("no curvature", grads, 0 * H)):
-        got = as_number(student.noise_scale_full(cloud, Curved(hessian)), "The noise scale")
-        assert_that(got == math.inf, f"With {name} the noise scale is infinite; it was {got:.6g}.")
-
-
 @exercise("noise_scale_full", points=2)
 @few
 @given(problem=landscapes(), factor=st.sampled_from([0.01, 7.0]))
@@ -160,17 +148,6 @@ def test_the_height_of_the_landscape_cancels(student, problem, factor):
 
 
 # ---------------------------------------------------------------- optimal_learning_rate
-
-@exercise("optimal_learning_rate", points=2)
-@few
-@given(slope=slopes())
-def test_without_curvature_upwards_no_rate_is_too_long(student, slope):
-    """If G^T H G is zero or negative, the quadratic has no bottom along G: math.inf."""
-    _, grad, H, batch = slope
-    for hessian in (-H, 0 * H):
-        got = as_number(student.optimal_learning_rate(batch, grad, Curved(hessian), 10.0), "The learning rate")
-        assert_that(got == math.inf, f"G^T H G is not above zero, so the rate is infinite; it was {got:.6g}.")
-
 
 @exercise("optimal_learning_rate", points=2)
 @few
@@ -215,7 +192,7 @@ def test_no_batch_beats_the_two_limits(student, budget):
 
 # ---------------------------------------------------------------- fit_critical_batch
 
-@exercise("fit_critical_batch", points=4)
+@exercise("fit_critical_batch", points=1)
 @one
 @given(random=generators())
 def test_the_interval_holds_the_truth_most_of_the_time(student, random):
@@ -259,24 +236,6 @@ def test_a_critical_batch_outside_the_tried_ones_is_found(student, random, edge)
 
 
 # ---------------------------------------------------------------- adaptive_batch_schedule
-
-@exercise("adaptive_batch_schedule", points=2)
-@few
-@given(wish=visible.wishes())
-def test_the_limits_hold_even_against_the_brake(student, wish):
-    """Clamp to half and twice the present batch first, to smallest and largest last. By default these are 1 and
-    4096."""
-    noise_scale, price, best = wish
-    tried = ((round(best), {"largest": 20}, 20), (round(best), {"smallest": 2000}, 2000), (1, {}, 2), (8192, {}, 4096))
-    for batch, limits, expected in tried:
-        got, _ = scheduled(student, noise_scale, price, batch, **limits)
-        assert_that(got == expected, f"From a batch of {batch} with limits {limits or 'as by default'} towards {best:.0f} comes "
-                                     f"{expected}; yours gives {got}.")
-    got, _ = scheduled(student, 1e-4, 1e-3, 1)
-    assert_that(got == 1, f"The smallest batch by default is 1; yours gives {got}.")
-    got, _ = scheduled(student, 1e9, 1e9, 4000)
-    assert_that(got == 4096, f"The largest batch by default is 4096; yours gives {got}.")
-
 
 @exercise("adaptive_batch_schedule", points=5)
 @one

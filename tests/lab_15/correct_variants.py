@@ -231,7 +231,7 @@ def fit_by_golden_section(batches, steps):
         return optimize.minimize_scalar(deviation, bounds=(grid[k - 1], grid[k + 1]), args=(b, logs), method="bounded",
                                         options={"maxiter": 10}).x
     x, random = fit(b, logs), np.random.default_rng(1)
-    again = [fit(b[rows], logs[rows]) for rows in (random.integers(len(b), size=len(b)) for _ in range(40))]
+    again = [fit(b[rows], logs[rows]) for rows in (random.integers(len(b), size=len(b)) for _ in range(100))]
     low, high = np.exp(np.quantile(again, [0.025, 0.975]))
     return torch.tensor(np.exp(np.median(logs - np.log1p(np.exp(x) / b)))), math.exp(x), low.item(), high.item()
 
