@@ -1,6 +1,6 @@
 """What the labs' full_run.py scripts share: the student's functions, the interval, and the dated JSON with the results.
 
-    LAB = lab_functions(__file__, r"import math$|def (sgd|adam)_step\\(")
+    LAB = lab_functions(__file__, r"def (sgd|adam)_step\\(")
     if __name__ == "__main__":
         main(__file__, escape, settle)          # python full_run.py [PART ...]
 """
@@ -14,37 +14,47 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from IPython.core.inputtransformer2 import TransformerManager
 from scipy import stats
 
 from course import device
 
 
 def lab_functions(script: str, wanted: str) -> dict:
-    """The names that those code cells define that begin as the regular expression `wanted` says.
+    """The names that the lab's setup cell defines, and the code cells in which a line begins as the regular expression
+    `wanted` says.
 
     The cells are those of the lab in the folder of the file `script`: the reference's in the course's own repository, the
-    student's notebook in a student's. Importing `course.check` in such a cell runs no checks.
+    student's notebook in a student's. What they call to be checked does nothing here.
     """
     os.environ["TRAINFAST_JUDGED"] = "1"
-    folder = Path(script).resolve().parent
-    topic = folder.name.partition("_")[2]
-    source, notebook = folder / f"{topic}.py", folder / f"{topic}.ipynb"
-    if source.exists():
-        cells = re.split(r"^# %%.*$", source.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    elif notebook.exists():
-        cells = ["".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    else:
-        raise FileNotFoundError(f"neither {source.name} nor {notebook.name} is in {folder}: keep {Path(script).name} beside the notebook")
     names: dict = {}
-    for cell in cells:
-        if re.match(wanted, cell.lstrip(), re.MULTILINE):
-            exec(cell, names)
+    for is_setup, source in _code_cells(Path(script).resolve()):
+        if is_setup or re.search(rf"^(?:{wanted})", source, re.MULTILINE):
+            exec(TransformerManager().transform_cell(source), names)  # a student's setup cell has a %pip for Colab
     return names
+
+
+def _code_cells(script: Path) -> Iterator[tuple[bool, str]]:
+    """(it is the setup cell, source) of each code cell."""
+    topic = script.parent.name.partition("_")[2]
+    source, notebook = script.with_name(f"{topic}.py"), script.with_name(f"{topic}.ipynb")
+    if source.exists():
+        _, *parts = re.split(r"^# %%(.*)$", source.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for head, text in zip(parts[::2], parts[1::2]):
+            if "[markdown]" not in head:
+                yield 'tags=["setup"]' in head, text
+    elif notebook.exists():
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                yield "setup" in cell["metadata"].get("tags", []), "".join(cell["source"])
+    else:
+        raise FileNotFoundError(f"neither {source.name} nor {notebook.name} is in {script.parent}: keep {script.name} beside the notebook")
 
 
 def device_name() -> str:

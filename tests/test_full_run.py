@@ -1,5 +1,8 @@
 """What the labs' long measurements share."""
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,33 +10,56 @@ from hypothesis import given, settings, strategies as st
 
 from course import full_run
 
+ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = '''\
 # %% [markdown]
-# def not_code(): this is prose
+# def wanted_not(): this is prose
 
-# %%
+# %% tags=["setup"]
 import math
+from course.check import check, setup
+setup("99_topic")
 
 # %%
+# A comment of the student's.
 def wanted(x):
     return math.sqrt(x)
+
+# %%
+check(wanted)
 
 # %%
 raise SystemExit("an experiment ran")
 '''
 
 
-@pytest.mark.parametrize("as_notebook", [False, True])
-def test_only_the_wanted_cells_run(tmp_path, as_notebook):
+def as_notebook(script: str) -> str:
+    """With the line for Colab that a student's setup cell has."""
+    heads, texts = zip(*(part.split("\n", 1) for part in script.split("# %%")[1:]))
+    cells = [{"cell_type": "markdown" if "markdown" in head else "code", "metadata": {"tags": ["setup"] * ("setup" in head)},
+              "source": ("if False:\n    %pip install trainfast\n" * ("setup" in head) + text).splitlines(keepends=True)}
+             for head, text in zip(heads, texts)]
+    return json.dumps({"cells": cells})
+
+
+@pytest.mark.parametrize("kind", ["script", "notebook"])
+def test_the_setup_and_the_wanted_cells_run_and_no_others(tmp_path, kind):
     folder = tmp_path / "99_topic"
     folder.mkdir()
-    if as_notebook:
-        cells = [{"cell_type": "code", "source": part.split("\n", 1)[1].splitlines(keepends=True)} for part in SCRIPT.split("# %%")[2:]]
-        (folder / "topic.ipynb").write_text(json.dumps({"cells": cells}))
+    if kind == "notebook":
+        (folder / "topic.ipynb").write_text(as_notebook(SCRIPT))
     else:
         (folder / "topic.py").write_text(SCRIPT)
-    names = full_run.lab_functions(str(folder / "full_run.py"), r"import math$|def wanted\(")
-    assert names["wanted"](9) == 3 and "not_code" not in names
+    names = full_run.lab_functions(str(folder / "full_run.py"), r"def wanted")
+    assert names["wanted"](9) == 3 and "wanted_not" not in names
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("labs/*/full_run.py")), ids=lambda path: path.parent.name)
+def test_a_student_has_a_full_run_that_finds_its_functions(script, monkeypatch):
+    """In the student's folder, where the notebook's functions are still to be written."""
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.delitem(sys.modules, "train_zero", raising=False)
+    runpy.run_path(str(script), run_name="imported")
 
 
 def test_a_script_without_its_notebook_says_so(tmp_path):

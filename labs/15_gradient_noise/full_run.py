@@ -15,7 +15,7 @@ from course import batches
 from course.full_run import lab_functions, main
 
 torch.set_num_threads(1)
-LAB = lab_functions(__file__, r"import math$|def (per_example_gradients|noise_scale_\w+|fit_critical_batch|adaptive_batch_schedule)\(")
+LAB = lab_functions(__file__, r"def (per_example_gradients|noise_scale_\w+|fit_critical_batch|adaptive_batch_schedule)\(")
 SEEDS = (0, 1, 2)
 SIZES = (2048, 512, 128, 32, 8)
 SHARE = 0.1    # the target: a tenth of what can be taken away from the loss is left

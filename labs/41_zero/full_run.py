@@ -27,7 +27,7 @@ def ten_steps(comm, method: str, rule: str, seed: int) -> dict[str, torch.Tensor
         x, y = (t.long().chunk(comm.world)[comm.rank] for t in text.batch(12, 32, torch.Generator().manual_seed(100 * seed + step)))
         backward = single.backward(x, y)
         if method == "ddp":
-            buckets = LAB["bucketize"]([8 * size for size in single.sizes], 400_000)
+            buckets = LAB["eight_a_bucket"](len(params))
             params, state = LAB["ddp_step"](comm, params, backward, buckets, state, lr=0.1)
         elif method == "stage 1":
             grads = {}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from course import data, models, surfaces, timing, train
 from course.full_run import interval, lab_functions, main
 
-LAB = lab_functions(__file__, r"import math$|def ((sgd|momentum|nesterov|adagrad|rmsprop|adadelta|adam|flat_adam)_step"
+LAB = lab_functions(__file__, r"def ((sgd|momentum|nesterov|adagrad|rmsprop|adadelta|adam|flat_adam)_step"
                               r"|most_negative_curvature)\(")
 METHODS = {"SGD": LAB["sgd_step"], "momentum": LAB["momentum_step"], "Nesterov": LAB["nesterov_step"],
            "AdaGrad": LAB["adagrad_step"], "RMSprop": LAB["rmsprop_step"], "AdaDelta": LAB["adadelta_step"],

@@ -110,7 +110,7 @@ def straight_to_the_owner(comm, tensor):
     return mine
 
 
-def _scatter(comm, tensor, add=True, steps=None, start=1, first_wait=False):
+def _scatter(comm, tensor, add=True, steps=None, start=1, first_wait=False, forget=False):
     parts = [tensor[a:b] for a, b in bounds(len(tensor), comm.world)]
     right, left = sides(comm)
     for step in range(start, start + (comm.world - 1 if steps is None else steps)):
@@ -120,7 +120,7 @@ def _scatter(comm, tensor, add=True, steps=None, start=1, first_wait=False):
             sending.wait()
         got = comm.recv(parts[into], left).wait()
         parts[into] = parts[into] + got if add else got
-        if not first_wait:
+        if not first_wait and not forget:
             sending.wait()
     return parts
 
@@ -158,6 +158,13 @@ def waits_until_sent_before_receiving(comm, tensor):
     return _scatter(comm, tensor, first_wait=True)[comm.rank]
 
 
+@mistake("ring_reduce_scatter", caught_by="test_partial_sums_go_round_a_ring")
+def sends_forgotten(comm, tensor):
+    """You launch sends and never wait for them. A send that nobody waits for may never be finished, and then the neighbour
+    waits for ever. Keep the handle, receive, and then wait for it."""
+    return _scatter(comm, tensor, forget=True)[comm.rank]
+
+
 @mistake("ring_reduce_scatter", caught_by="test_no_rank_sends_more_than_its_share_of_the_sum_needs")
 def by_all_reduce(comm, tensor):
     """You call all_reduce, which sends twice as much, and build the lesson on its own result. Use send and recv only."""
@@ -167,7 +174,7 @@ def by_all_reduce(comm, tensor):
 
 # ---------------------------------------------------------------- ring_all_gather
 
-def _gather(comm, shard, numel, steps=None, own_again=False, first_wait=False):
+def _gather(comm, shard, numel, steps=None, own_again=False, first_wait=False, forget=False):
     parts = [shard.new_zeros(b - a) for a, b in bounds(numel, comm.world)]
     parts[comm.rank] = shard
     right, left = sides(comm)
@@ -177,9 +184,16 @@ def _gather(comm, shard, numel, steps=None, own_again=False, first_wait=False):
         if first_wait:
             sending.wait()
         parts[into] = comm.recv(parts[into], left).wait()
-        if not first_wait:
+        if not first_wait and not forget:
             sending.wait()
     return parts
+
+
+@mistake("ring_all_gather", caught_by="test_each_rank_passes_on_one_shard_a_step_to_one_neighbour")
+def gathers_sends_forgotten(comm, shard, numel):
+    """You launch sends and never wait for them. A send that nobody waits for may never be finished, and then the neighbour
+    waits for ever. Keep the handle, receive, and then wait for it."""
+    return torch.cat(_gather(comm, shard, numel, forget=True))
 
 
 @mistake("ring_all_gather", caught_by="test_each_rank_passes_on_one_shard_a_step_to_one_neighbour")
@@ -244,13 +258,13 @@ def _all_reduce(comm, tensor):
     return torch.cat(_gather(comm, _scatter(comm, flat)[comm.rank], len(flat)))
 
 
-@mistake("ring_all_reduce", caught_by="test_every_rank_ends_with_the_sum_in_the_tensors_shape")
+@mistake("ring_all_reduce", caught_by="test_every_rank_ends_with_the_sum_in_the_shape_of_its_tensor")
 def flat_result(comm, tensor):
     """The numbers are right, but they come back in one row. Give them the shape of the tensor that came in."""
     return _all_reduce(comm, tensor)
 
 
-@mistake("ring_all_reduce", caught_by="test_every_rank_ends_with_the_sum_in_the_tensors_shape")
+@mistake("ring_all_reduce", caught_by="test_every_rank_ends_with_the_sum_in_the_shape_of_its_tensor")
 def mean_over_the_ranks(comm, tensor):
     """You divide by the number of ranks. An all-reduce gives the sum; whoever wants the mean divides it later."""
     return _all_reduce(comm, tensor).view_as(tensor) / comm.world
@@ -270,7 +284,7 @@ def whole_tensors_round_the_ring(comm, tensor):
     return whole
 
 
-@mistake("ring_all_reduce", caught_by="test_every_rank_ends_with_the_sum_in_the_tensors_shape")
+@mistake("ring_all_reduce", caught_by="test_every_rank_ends_with_the_sum_in_the_shape_of_its_tensor")
 def scattered_only(comm, tensor):
     """Each rank has the sum at its own shard only, and its own numbers elsewhere: the all-gather is missing."""
     return torch.cat(_scatter(comm, tensor.flatten())).view_as(tensor)
@@ -295,7 +309,7 @@ def _buckets(sizes, limit, closed=lambda full, size, limit: full + size > limit,
     return found
 
 
-@mistake("bucketize", caught_by="test_buckets_hold_every_parameter_once_the_last_one_first")
+@mistake("bucketize", caught_by="test_buckets_hold_every_parameter_once_and_the_last_one_first")
 def in_forward_order(sizes, limit):
     """Your first bucket holds the first parameters, whose gradients are ready last: nothing can be sent until backward
     has ended. Begin with the last parameter."""
@@ -314,7 +328,7 @@ def never_quite_full(sizes, limit):
     return _buckets(sizes, limit, lambda full, size, limit: full + size >= limit)
 
 
-@mistake("bucketize", caught_by="test_buckets_hold_every_parameter_once_the_last_one_first")
+@mistake("bucketize", caught_by="test_buckets_hold_every_parameter_once_and_the_last_one_first")
 def last_bucket_lost(sizes, limit):
     """The bucket that is still open at the end is not returned: the gradients of the first layers are never sent."""
     return _buckets(sizes, limit)[:-1]
@@ -335,17 +349,18 @@ def everything_in_one_bucket(sizes, limit):
 # ---------------------------------------------------------------- ddp_step
 
 def _ddp(comm, params, backward, buckets, state, lr, *, broadcast=True, keep=True, overlap=True, wait=False, incomplete=True,
-         in_order=True, divide=True, sign=-1, alone=False):
+         in_order=True, divide=True, sign=-1, alone=False, ready=None, move_unused=True):
+    ready = ready or (lambda grads, number, i: all(j in grads for j in buckets[number]))
     if broadcast and not state:
         params = [comm.broadcast(p).wait() for p in params]
     if alone:
         buckets = [[i] for bucket in buckets for i in bucket]
     grads, handles, done = {}, {}, {}
 
-    def launch(all_of_them=False):
+    def launch(last=None, all_of_them=False):
         for number, bucket in enumerate(buckets):
             if number not in handles and number not in done:
-                if not (all_of_them and incomplete or all(i in grads for i in bucket)):
+                if not (all_of_them and incomplete or ready(grads, number, last)):
                     if in_order:
                         return
                     continue
@@ -357,7 +372,7 @@ def _ddp(comm, params, backward, buckets, state, lr, *, broadcast=True, keep=Tru
     def hook(i, grad):
         grads[i] = grad
         if overlap:
-            launch()
+            launch(i)
 
     backward(params, hook)
     launch(all_of_them=True)
@@ -366,7 +381,8 @@ def _ddp(comm, params, backward, buckets, state, lr, *, broadcast=True, keep=Tru
         if number in handles or number in done:
             mean = (done[number] if number in done else handles[number].wait()) / (comm.world if divide else 1)
             for i, part in zip(bucket, mean.split([params[i].numel() for i in bucket])):
-                new[i] = params[i] + sign * lr * part.view_as(params[i])
+                if move_unused or i in grads:
+                    new[i] = params[i] + sign * lr * part.view_as(params[i])
     return new, {"step": state.get("step", 0) + 1} if keep else {}
 
 
@@ -391,8 +407,9 @@ def never_broadcast(comm, params, backward, buckets, state, lr=0.1):
 
 @mistake("ddp_step", caught_by="test_parameters_are_broadcast_once_and_not_at_every_step")
 def broadcast_at_every_step(comm, params, backward, buckets, state, lr=0.1):
-    """The parameters are broadcast at every step, because the state that you return is empty: that doubles the messages
-    for nothing. Return a state that is not empty, and broadcast only when you were given an empty one."""
+    """The parameters are broadcast at every step: either the state that you return is empty, or you do not look at the one
+    that you were given. That doubles the messages for nothing. Return a state that is not empty, and broadcast only when
+    you were given an empty one."""
     return _ddp(comm, params, backward, buckets, state, lr, keep=False)
 
 
@@ -415,6 +432,28 @@ def incomplete_buckets_stay(comm, params, backward, buckets, state, lr=0.1):
     """A bucket with an unused parameter is never complete on this rank, and so is never sent, while others wait for it.
     After backward, send what is left, with zeros where a gradient is missing."""
     return _ddp(comm, params, backward, buckets, state, lr, incomplete=False)
+
+
+@mistake("ddp_step", caught_by="test_an_unused_parameter_stops_nobody")
+def unused_left_where_it_was(comm, params, backward, buckets, state, lr=0.1):
+    """A parameter that this rank has not used stays where it was, while the others move it: from then on the ranks are not
+    equal. Take the step with what came back, whether or not you had a gradient to give."""
+    return _ddp(comm, params, backward, buckets, state, lr, move_unused=False)
+
+
+@mistake("ddp_step", caught_by="test_all_ranks_take_the_step_of_the_whole_batch")
+def launched_at_the_buckets_last_number(comm, params, backward, buckets, state, lr=0.1):
+    """You launch a bucket when the gradient of its last parameter comes, but another one of the same bucket may come later:
+    a tied weight does. Launch it when all of its gradients are there."""
+    return _ddp(comm, params, backward, buckets, state, lr, ready=lambda grads, number, i: i == buckets[number][-1])
+
+
+@mistake("ddp_step", caught_by="test_all_ranks_take_the_step_of_the_whole_batch")
+def counted_and_not_looked_up(comm, params, backward, buckets, state, lr=0.1):
+    """You launch a bucket when as many gradients have come as it and those before it hold; they need not be the same ones.
+    Look whether each gradient of the bucket is there."""
+    return _ddp(comm, params, backward, buckets, state, lr,
+                ready=lambda grads, number, i: len(grads) >= sum(map(len, buckets[:number + 1])))
 
 
 @mistake("ddp_step", caught_by="test_buckets_go_out_in_one_order_whatever_is_ready_first")
@@ -477,7 +516,7 @@ def gigabytes(params, world, stage):
 
 # ---------------------------------------------------------------- zero1_step
 
-@mistake("zero1_step", caught_by="test_each_rank_keeps_the_optimisers_state_of_its_shard_only")
+@mistake("zero1_step", caught_by="test_each_rank_keeps_the_state_of_its_shard_only")
 def plain_optimiser(comm, param, grad, state, rule="adamw", lr=1e-3):
     """The step is right, but every rank updates everything and keeps the whole state: nothing is sharded, and no byte is
     saved. Update your own shard only, and gather the others' shards."""
@@ -519,6 +558,12 @@ def forgotten_state(comm, param, grad, state, rule="adamw", lr=1e-3):
     """You call update with an empty state, so that each step is the first one: no momentum, and t stays 1. Hand it the
     state that you were given."""
     return _zero1(comm, param, grad, state, rule, lr, remember=False)
+
+
+@mistake("zero1_step", caught_by="test_sharded_steps_land_where_one_process_lands")
+def rule_not_handed_on(comm, param, grad, state, rule="adamw", lr=1e-3):
+    """You take AdamW's step whatever `rule` says. Hand it on: update(rule, ...)."""
+    return _zero1(comm, param, grad, state, "adamw", lr)
 
 
 @mistake("zero1_step", caught_by="test_sharded_steps_land_where_one_process_lands")
@@ -575,7 +620,7 @@ def hook_that_waits(comm, params, backward, state, rule="adamw", lr=1e-3):
     return _zero2(comm, params, backward, state, rule, lr, wait=True)
 
 
-@mistake("zero2_step", caught_by="test_gradients_are_reduced_and_scattered_never_all_reduced")
+@mistake("zero2_step", caught_by="test_each_layer_takes_one_reduce_scatter_and_one_all_gather")
 def all_reduced_layers(comm, params, backward, state, rule="adamw", lr=1e-3):
     """You all-reduce each gradient and cut your shard out: everybody has held the whole of it, and twice as much was sent.
     reduce_scatter brings your shard only."""
@@ -648,9 +693,33 @@ def weights_kept(comm, shards, sizes, order, use):
 
 @mistake("prefetch", caught_by="test_the_next_layer_travels_while_this_one_is_used")
 def launched_and_waited_for(comm, shards, sizes, order, use):
-    """You launch the next gather before you use this layer, and also wait for it before: then nothing travels meanwhile.
-    Wait after the use."""
+    """You launch the next gather and wait for it on the same side of the use, both before it or both after it: then
+    nothing travels meanwhile. Launch before the use, wait after it."""
     return _prefetch(comm, shards, sizes, order, use, wait=True)
+
+
+@mistake("prefetch", caught_by="test_no_more_than_the_layer_in_use_and_the_next_are_held")
+def one_gather_too_many(comm, shards, sizes, order, use):
+    """After the last layer you gather the first one once more: nobody uses it, and it costs a message and the room for a
+    layer. Launch nothing when there is no next one."""
+    results, handle = [], comm.all_gather(shards[order[0]])
+    for k, layer in enumerate(order):
+        weight = handle.wait()
+        handle = comm.all_gather(shards[order[(k + 1) % len(order)]])
+        results.append(use(layer, weight[:sizes[layer]]))
+    return results
+
+
+@mistake("prefetch", caught_by="test_each_layer_is_used_in_order_and_whole")
+def the_next_number_and_not_the_next_in_order(comm, shards, sizes, order, use):
+    """You gather layer + 1 ahead. On the way back the next one is layer - 1: take order[k + 1]."""
+    results, handle = [], comm.all_gather(shards[order[0]])
+    for k, layer in enumerate(order):
+        weight = handle.wait()
+        if k + 1 < len(order):
+            handle = comm.all_gather(shards[(layer + 1) % len(shards)])
+        results.append(use(layer, weight[:sizes[layer]]))
+    return results
 
 
 @mistake("prefetch", caught_by="test_each_layer_is_used_in_order_and_whole")

@@ -133,6 +133,17 @@ def neighbours(run: Run, rank: int) -> set[int]:
     return {event.peer for event in run.events(rank, "launch") if event.name == "send"}
 
 
+def forgotten_sends(run: Run, rank: int) -> int:
+    waited = {event.ticket for event in run.events(rank, "wait")}
+    return sum(event.name == "send" and event.ticket not in waited for event in run.events(rank, "launch"))
+
+
+def assert_sends_are_waited_for(run: Run) -> None:
+    for rank in range(run.world):
+        assert_that(not forgotten_sends(run, rank), f"Rank {rank} never waits for {forgotten_sends(run, rank)} of its sends. Here they "
+                                                    "arrive all the same; between real ranks they may not, and all hang.")
+
+
 def assert_only_sends_and_receives(run: Run) -> None:
     kinds = {kind for rank in range(run.world) for kind in run.kinds(rank)}
     assert_that(kinds <= {"send", "recv"}, f"Only send and recv are allowed here, not {', '.join(sorted(kinds - {'send', 'recv'}))}.")
@@ -164,9 +175,11 @@ def test_no_rank_sends_more_than_its_share_of_the_sum_needs(student, random, wor
 @few
 @given(random=generators(), world=st.integers(3, 4))
 def test_partial_sums_go_round_a_ring(student, random, world):
-    """Every rank sends to one neighbour only and receives from the other one only."""
+    """Every rank sends to one neighbour only and receives from the other one only. Keep each send's handle, and wait for
+    it after you have received."""
     run = student.ring_reduce_scatter.on_ranks([(normal(2 * world, random),) for _ in range(world)])
     assert_only_sends_and_receives(run)
+    assert_sends_are_waited_for(run)
     steps = {tuple((peer - rank) % world for peer in neighbours(run, rank)) for rank in range(world)}
     assert_that(steps in ({(1,)}, {(world - 1,)}),
                 "Not every rank sends to one neighbour only, the same way round.")
@@ -177,7 +190,7 @@ def scattered_sums(student):
     def of(world, numel):
         run = student.ring_reduce_scatter.on_ranks([(torch.arange(1.0, numel + 1).double() * 10**rank,) for rank in range(world)])
         return [[value for value in run.values], [run.sent_bytes(rank) for rank in range(world)],
-                [sorted((peer - rank) % world for peer in neighbours(run, rank)) for rank in range(world)]]
+                [sorted((peer - rank) % world for peer in neighbours(run, rank)) for rank in range(world)], forgotten_sends(run, 0)]
     return [answered(lambda: of(*size)) for size in ((4, 8), (3, 7), (2, 2))]
 
 
@@ -204,13 +217,14 @@ def test_every_rank_ends_with_all_shards_in_order(student, problem):
 @few
 @given(random=generators(), world=st.integers(3, 4), size=st.integers(2, 4))
 def test_each_rank_passes_on_one_shard_a_step_to_one_neighbour(student, random, world, size):
-    """world - 1 shards are sent by each rank, all to the same neighbour."""
+    """world - 1 shards are sent by each rank, all to the same neighbour. Wait for each send, after you have received."""
     whole = normal(world * size, random)
     run = student.ring_all_gather.on_ranks([(part.clone(), len(whole)) for part in whole.split(size)])
     assert_only_sends_and_receives(run)
     for rank in range(world):
         assert_close(run.sent_bytes(rank), (world - 1) * size * ITEM, f"bytes that rank {rank} of {world} sends")
         assert_that(len(neighbours(run, rank)) == 1, f"Rank {rank} sends to {len(neighbours(run, rank))} ranks, not to one neighbour.")
+    assert_sends_are_waited_for(run)
 
 
 @probe("ring_all_gather")
@@ -219,7 +233,7 @@ def joined_shards(student):
         whole = torch.arange(1.0, numel + 1).double()
         run = student.ring_all_gather.on_ranks([(whole[a:b].clone(), numel) for a, b in cut(numel, world)])
         return [[value for value in run.values], [run.sent_bytes(rank) for rank in range(world)],
-                [len(neighbours(run, rank)) for rank in range(world)]]
+                [len(neighbours(run, rank)) for rank in range(world)], forgotten_sends(run, 0)]
     return [answered(lambda: of(*size)) for size in ((4, 8), (3, 7), (2, 2))]
 
 
@@ -227,7 +241,7 @@ def joined_shards(student):
 @some
 @example(random=torch.Generator(), world=3, shape=(3, 4))
 @given(random=generators(), world=worlds, shape=st.sampled_from([(5,), (3, 4), (1,), (2, 2, 2)]))
-def test_every_rank_ends_with_the_sum_in_the_tensors_shape(student, random, world, shape):
+def test_every_rank_ends_with_the_sum_in_the_shape_of_its_tensor(student, random, world, shape):
     """Flatten, reduce-scatter, all-gather, and give the result the shape of what came in."""
     args = [(normal(shape, random),) for _ in range(world)]
     run = student.ring_all_reduce.on_ranks(args)
@@ -262,7 +276,7 @@ sizes_of_gradients = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 @exercise("bucketize", points=0)
 @given(sizes=sizes_of_gradients, limit=st.integers(10, 60))
-def test_buckets_hold_every_parameter_once_the_last_one_first(student, sizes, limit):
+def test_buckets_hold_every_parameter_once_and_the_last_one_first(student, sizes, limit):
     """Walk from the last parameter to the first: backward meets them in that order."""
     buckets = student.bucketize(sizes, limit)
     flat = [i for bucket in buckets for i in bucket]
@@ -343,11 +357,13 @@ def assert_ddp_values(problem: Problem, runs: list[Run], lr: float) -> None:
 
 @exercise("ddp_step", points=6)
 @few
-@example(random=torch.Generator(), world=1, lr=0.1)
-@given(random=generators(), world=st.integers(2, 3), lr=st.floats(0.05, 0.5))
-def test_all_ranks_take_the_step_of_the_whole_batch(student, random, world, lr):
-    """Start from rank 0's parameters; then p - lr * (sum of the gradients / world), in each parameter's own shape."""
-    problem = Problem(random, world, SHAPES)
+@example(random=torch.Generator(), world=1, lr=0.1, order=[4, 3, 2, 1, 0])
+@example(random=torch.Generator(), world=2, lr=0.1, order=[3, 4, 2, 0, 1])
+@given(random=generators(), world=st.integers(2, 3), lr=st.floats(0.05, 0.5), order=st.permutations(range(len(SHAPES))))
+def test_all_ranks_take_the_step_of_the_whole_batch(student, random, world, lr, order):
+    """Start from rank 0's parameters; then p - lr * (sum of the gradients / world), in each parameter's own shape. A
+    bucket may leave only when *all* its gradients are there, in whatever order they come."""
+    problem = Problem(random, world, SHAPES, [order] * world)
     assert_ddp_values(problem, ddp_steps(student.ddp_step, problem, steps=3, lr=lr), lr)
 
 
@@ -365,7 +381,8 @@ def test_parameters_are_broadcast_once_and_not_at_every_step(student, random, wo
 @few
 @given(random=generators(), world=st.integers(2, 3))
 def test_an_unused_parameter_stops_nobody(student, random, world):
-    """The hook is never called for it on that rank. Its bucket must still be sent, with zeros: the others wait for it."""
+    """The hook is never called for it on that rank. Its bucket must still be sent, with zeros, as the others wait for it;
+    and the parameter moves there too, with the others' gradient."""
     problem = Problem(random, world, SHAPES, unused=[{3}, {0, 2}, set()][:world])
     assert_ddp_values(problem, ddp_steps(student.ddp_step, problem, lr=0.1), 0.1)
 
@@ -401,8 +418,10 @@ def a_step_with_unused_parameters(student):
 
 @probe("ddp_step")
 def a_step_with_a_late_gradient(student):
-    problem = Problem(torch.Generator().manual_seed(0), 2, SHAPES, order=[[4, 2, 1, 0, 3], [4, 3, 2, 1, 0]])
-    return answered(lambda: [value[0] for value in ddp_steps(student.ddp_step, problem, lr=0.1)[0].values])
+    def of(order):
+        problem = Problem(torch.Generator().manual_seed(0), 2, SHAPES, order=order)
+        return [value[0] for value in ddp_steps(student.ddp_step, problem, lr=0.1)[0].values]
+    return [answered(lambda: of(order)) for order in ([[4, 2, 1, 0, 3], [4, 3, 2, 1, 0]], [[3, 4, 2, 0, 1]] * 2, [[4, 2, 3, 1, 0]] * 2)]
 
 
 # ---------------------------------------------------------------- memory_per_rank
@@ -481,7 +500,7 @@ def test_sharded_steps_land_where_one_process_lands(student, random, world, nume
 @exercise("zero1_step", points=4)
 @few
 @given(random=generators(), world=st.integers(2, 4), rule=st.sampled_from(["momentum", "adamw"]))
-def test_each_rank_keeps_the_optimisers_state_of_its_shard_only(student, random, world, rule):
+def test_each_rank_keeps_the_state_of_its_shard_only(student, random, world, rule):
     """Call update with your own shard of parameters and gradient: then its state is as short as they are."""
     numel = 24 * world
     run, = zero1_steps(student.zero1_step, normal(numel, random), [[normal(numel, random) for _ in range(world)]], rule)
@@ -564,8 +583,8 @@ def test_gradients_leave_while_backward_still_runs(student, random, world, layer
 @exercise("zero2_step", points=3)
 @few
 @given(random=generators(), world=st.integers(2, 4), layers=st.integers(1, 3))
-def test_gradients_are_reduced_and_scattered_never_all_reduced(student, random, world, layers):
-    """One reduce_scatter and one all_gather for each layer; with all_reduce everybody would hold everything again."""
+def test_each_layer_takes_one_reduce_scatter_and_one_all_gather(student, random, world, layers):
+    """With an all_reduce everybody would hold every gradient again."""
     run, = zero2_steps(student.zero2_step, Problem(random, world, [(3 * world,)] * layers), "momentum")
     assert_close(sorted(run.kinds(0)), sorted(["all_gather", "reduce_scatter"] * layers), "what rank 0 launches, sorted")
     assert_close(run.sent_bytes(0), layers * 2 * (world - 1) * 3 * ITEM, "bytes that rank 0 sends")
@@ -636,16 +655,19 @@ def test_the_next_layer_travels_while_this_one_is_used(student, random, world, l
     """Launch the next all_gather before you call use, and wait for it after."""
     run = student.prefetch.on_ranks(Stack(random, world, [4] * layers).args(list(range(layers))))
     for rank in range(world):
-        assert_that(all(run.in_flight(rank)[:-1]), f"While rank {rank} uses layer {run.in_flight(rank).index(0)}, no message is in flight.")
+        idle = [layer for layer, flying in enumerate(run.in_flight(rank)[:-1]) if not flying]
+        assert_that(not idle, f"While rank {rank} uses the layers {idle}, no message is in flight.")
 
 
 @exercise("prefetch", points=4)
 @few
 @given(random=generators(), world=st.integers(2, 3), layers=st.integers(6, 9))
 def test_no_more_than_the_layer_in_use_and_the_next_are_held(student, random, world, layers):
-    """Gather one layer ahead, not all of them, and keep no list of weights: a layer that was used must be let go."""
+    """Gather one layer ahead, not all of them and none after the last, and keep no list of weights: a layer that was used
+    must be let go."""
     size = 8 * world
     run = student.prefetch.on_ranks(Stack(random, world, [size] * layers).args(list(range(layers))))
+    assert_close(len(run.kinds(0)), layers, f"the gathers that rank 0 launches for {layers} uses")
     held = most(run, run.held_peak) / (size * ITEM)
     assert_that(held <= 3, f"At one moment {held:g} of {layers} layers are held in full; two are needed.")
 

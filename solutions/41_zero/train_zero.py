@@ -17,7 +17,7 @@ from course import data, full_run, layers, ranks
 from course.cluster import nbytes
 
 LR = 1e-3
-WANTED = (r"import math$|FLOPS = |class Alone|def (shard_bounds|ring_\w+|bucketize|ddp_step|reduce_at_the_end|update|zero1_step|zero2_step|serial"
+WANTED = (r"FLOPS = |class Alone|def (shard_bounds|ring_\w+|eight_a_bucket|ddp_step|reduce_at_the_end|update|zero1_step|zero2_step|serial"
           r"|prefetch|zero3_forward_backward|measure_step)\(")
 
 
@@ -36,7 +36,7 @@ def train(comm, stage: int, steps: int = 100, batch: int = 32, rule: str = "adam
     if stage == 0:
         net = net.single()
     params, state, losses = net.vectors(), {}, []
-    buckets = lab["bucketize"]([4 * size for size in net.sizes], 200_000)
+    buckets = lab["eight_a_bucket"](len(net.sizes))
     if stage == 3:
         params = [lab["padded"](p, comm.world).chunk(comm.world)[comm.rank].clone() for p in params]
     begin = time.perf_counter()
