@@ -490,6 +490,7 @@ def assert_like_one_process(rule: str, start: Tensor, grads: list[list[Tensor]],
 @exercise("zero1_step", points=6)
 @some
 @example(random=torch.Generator(), world=3, numel=7, rule="adamw")
+@example(random=torch.Generator(), world=2, numel=3, rule="sgd")     # AdamW does not see a factor in the gradient
 @given(random=generators(), world=worlds, numel=st.integers(1, 11), rule=rules)
 def test_sharded_steps_land_where_one_process_lands(student, random, world, numel, rule):
     """Mean gradient of your shard, update your shard, gather all shards, cut the padding off. Hand the state on."""
@@ -561,6 +562,7 @@ def assert_layers_like_one_process(problem: Problem, rule: str, runs: list[Run])
 @exercise("zero2_step", points=6)
 @some
 @example(random=torch.Generator(), world=2, numels=[3, 4], rule="adamw")
+@example(random=torch.Generator(), world=2, numels=[3], rule="sgd")
 @given(random=generators(), world=worlds, numels=st.lists(st.integers(1, 9), min_size=1, max_size=4), rule=rules)
 def test_steps_with_sharded_gradients_land_where_one_process_lands(student, random, world, numels, rule):
     """For each layer: your shard of the mean gradient, update(rule, ...) with that layer's own state, gather, cut."""
