@@ -168,8 +168,8 @@ plots.lines(curves, marks=False, title="Who makes the gradient?", xlabel="exampl
 # %% [markdown]
 # At the start the sum is spread over all examples, though not evenly: the longest tenth makes a quarter of it. After 100
 # steps most are learned and have next to no gradient, and a tenth of the examples makes more than nine tenths of the sum. Most
-# of what is in a batch then says nothing, and the few that speak differ
-# from batch to batch: that is one reason why noise grows during training.
+# of what is in a batch then says nothing, and the few that speak differ from batch to batch: that is one reason why noise grows
+# during training.
 
 # %% [markdown]
 # ## 2 · The simple noise scale
@@ -230,8 +230,8 @@ plots.lines(curves, x=sizes, bands={name: tuple(torch.stack(b).T) for name, b in
 # %% [markdown]
 # Without the correction you measure your own sample: where noise rules, $\lVert\bar g\rVert^2 \approx
 # \operatorname{tr}\Sigma/n$, and the quotient is about $n$, whatever the truth. With it the middle of 100 estimates is near the
-# truth from about 60 examples on, and off by up to a factor of two or three below; a single estimate is worth little before
-# $n$ is about as large as the noise scale itself. With four examples more than half of them are infinite, so that there is no
+# truth from about 60 examples on, and off by a factor of up to two and a half below; a single estimate is worth little
+# before $n$ is about as large as the noise scale itself. With four examples more than half of them are infinite, so that there is no
 # median to draw.
 
 # %% [markdown]
@@ -496,8 +496,8 @@ check(steps_and_examples)
 # %% [markdown]
 # The trainings: `best_steps` tries seven or more learning rates for each batch size, all at once, from three starts,
 # and counts the steps until a tenth of the loss that can be taken away is left. The loss is looked at every few steps, and the
-# moment between two looks is interpolated: steps have fractions. A race is called off some time after its second start has
-# arrived; a start that is still under way then counts as `inf`. (About ten seconds.)
+# moment between two looks is interpolated: steps have fractions. A race goes on for a quarter
+# longer than its second start needed; a start that is still under way then counts as `inf`. (About ten seconds.)
 
 # %% tags=["experiment"]
 target = batches.target_loss(digits, share=0.1)
@@ -524,7 +524,7 @@ plots.show(fig)
 # end twice the batch buys nothing. The right picture shows the same as a choice: pay in steps (time) or in examples
 # (compute). Its corner is where a sensible batch lies. In the bend the law as drawn is too high. In part that is because the
 # least steps and the least examples that you happened to measure are not the limits themselves; the next exercise mends that.
-# At batches of 2 and 4 one start of three was called off; the middle one of three still counts.
+# Where one start of three did not arrive in time, at batches of 2 and 4 when this page was written, the middle one still counts.
 
 # %% [markdown]
 # ## 7 · Fit the critical batch size
@@ -750,9 +750,9 @@ plots.lines({"measured": [1e6 * t for t in times], "limit: arithmetic": [1e6 * t
 
 # %% [markdown]
 # A step of one example takes about as long as one of a hundred: starting a few dozen operations costs the time, not the
-# arithmetic, which for one example would take less than a thousandth of it. Here the price $r$ is some hundreds of examples. On a GPU, or where gradients travel between
-# machines, it is far higher, and $\sqrt{r\,B_\text{noise}}$ with it: dear steps are what makes large batches worth their
-# examples.
+# arithmetic, which for one example would take less than a thousandth of it. Here the price $r$ is some hundreds of examples. On a
+# GPU, or where gradients travel between machines, it is far higher, and $\sqrt{r\,B_\text{noise}}$ with it: dear steps are what
+# makes large batches worth their examples.
 #
 # Does the schedule pay for a real network too? The full run has three, at a price of 100, with the noise scale
 # estimated on the way by your `noise_scale_two_batches` from four workers:
@@ -782,10 +782,14 @@ plots.bars(groups, title="Real networks (median of 3 seeds)", xlabel="cost until
 # %% [markdown]
 # ## The claim
 #
-# A report on the gradient noise scale makes six claims. It predicts the critical batch size, over tasks six orders of magnitude
-# apart; the best batch sizes of different tasks differ by up to 10,000 times; it grows tenfold or more during training; harder
-# tasks have larger ones; stronger models are noisier only because their loss is lower; and below the critical batch size
-# doubling the batch halves the steps, while far above it that buys nothing.
+# A report on the gradient noise scale makes six claims:
+#
+# 1. the noise scale predicts the critical batch size, over tasks six orders of magnitude apart;
+# 2. the best batch sizes of different tasks differ by a factor of up to 10,000;
+# 3. the noise scale grows tenfold or more during training;
+# 4. harder tasks have a larger one;
+# 5. stronger models are noisier only because their loss is lower;
+# 6. below the critical batch size doubling the batch halves the steps; far above it, that buys nothing.
 #
 # Measure a second task yourself, a harder one: 36 kinds of characters, with four batch sizes and three starts. Twelve runs fix
 # $B_\text{crit}$ to within some tens of percent: expect an interval whose ends are nearly a factor of two apart, and that other
@@ -912,9 +916,10 @@ plots.bars(growth, log=True, form="{:.2g}", limits={"text: ten": 10}, title="By 
 # gets far down.
 #
 # The three widths are a surprise. Step for step they are about equally noisy from step 10 to 300, although the widest has the
-# lowest loss. (In the first steps the widest is almost three times less noisy, at the end the narrowest two times.) So at the same *loss* the stronger network is the less noisy one, up to three times, until they meet below
-# 0.2 nats. Strength makes no noise of its own, as the text says, and it reaches lower losses, where all are noisier; but the
-# noise scale is no function of the loss alone.
+# lowest loss. (In the first steps the widest is almost three times less noisy, at the end the narrowest two times.) So at the
+# same *loss* the stronger network is the less noisy one, up to three times, until they meet below 0.2 nats. Strength makes no
+# noise of its own, as the text says, and it reaches lower losses, where all are noisier; but the noise scale is no function of
+# the loss alone.
 #
 # Harder tasks are noisier when the same task gets harder: from 10 to 36 to 62 mildly distorted characters the noise scale goes
 # 48, 157, 230 and the critical batch size 50, 172, 248; strong distortion and random labels raise both as well. But "harder"
@@ -964,8 +969,7 @@ claims.show("15-doubling-batch", measured=f"steps fall by {halving[0][1]:.2f} fr
 # distorted characters (1.4), which are noisy from the start. Harder versions of a task are noisier, but two classes can be
 # noisier than ten. Three widths of one network are about equally noisy step for step; at the same loss the wider ones are
 # less noisy, so that strength adds no noise of its own. And doubling the batch halves the steps well below the critical size
-# (from 2 to 4: a factor of 1.97) and
-# buys nothing far above it.
+# (from 2 to 4: a factor of 1.97) and buys nothing far above it.
 
 
 # %% [markdown]
