@@ -216,9 +216,12 @@ class Verification:
 
 @contextlib.contextmanager
 def busy():
-    """Every core at work, until the end of the block or of this process, however it ends."""
-    burn = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
-    burners = [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(os.cpu_count() or 1)]
+    """Every core at work, until the end of the block or of this process, however it ends.
+
+    Where other programs keep two processes a core waiting already, nothing is added.
+    """
+    cores, burn = os.cpu_count() or 1, f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    burners = [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(cores if os.getloadavg()[0] < 3 * cores else 0)]
     try:
         yield
     finally:
