@@ -143,7 +143,8 @@ def _collect(readers: list, processes: list, folder: Path, timeout: float, show:
     world = len(readers)
     results: dict[int, Any] = {}
     problems: dict[int, str] = {}
-    end, patience = time.monotonic() + timeout, 0.0
+    begin = time.monotonic()
+    end, patience = begin + timeout, 0.0
     with _Bar(1, f"{world} rank{'s' * (world > 1)}", show) as bar:
         while len(results) < world:
             open_ranks = {readers[r]: r for r in range(world) if r not in results and r not in problems}
@@ -169,6 +170,8 @@ def _collect(readers: list, processes: list, folder: Path, timeout: float, show:
                     problems[rank] = content[0]
                     # The others fail because of it a little later; wait for them that long, to tell cause from effect.
                     patience = patience or time.monotonic() + 0.5
+        if not problems:
+            bar.close(f"done in {time.monotonic() - begin:.1f} s")
     if problems:
         # A rank whose partner has gone reports a lost connection: it is not the first cause.
         rank = min(problems, key=lambda r: ("onnection" in problems[r], r))
