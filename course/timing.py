@@ -146,7 +146,7 @@ def memory_bandwidth(device: torch.device | str | None = None) -> float:
 def peak_flops(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> float:
     """Operations a second (a multiply-add is two) of the best square matrix product. Measured once a process.
 
-    On a GPU float32 means float32: TF32 only if torch is told to use it.
+    On a GPU float32 means float32: TF32 only if torch is told to use it. int8: products of int8 summed in int32.
     """
     return _flops(str(torch.device(device or default_device())), dtype)
 
@@ -165,8 +165,8 @@ def _flops(name: str, dtype: torch.dtype) -> float:
     device, n, best = torch.device(name), 256, 0.0
     while n <= 8192:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        out = torch.empty(n, n, device=device, dtype=dtype)
-        multiply = lambda: torch.mm(a, b, out=out)
+        out = torch.empty(n, n, device=device, dtype=torch.int32 if dtype == torch.int8 else dtype)
+        multiply = lambda: torch._int_mm(a, b.t(), out=out) if dtype == torch.int8 else torch.mm(a, b, out=out)
         multiply()
         spent = min(window(multiply, (), 1, device) for _ in range(5))
         best = max(best, 2 * n**3 / spent)

@@ -59,7 +59,7 @@ def assert_codes(got, shape: tuple[int, ...], what: str) -> None:
 def assert_nearest(got, exact: Tensor, bits: int, what: str) -> None:
     """Each code is a whole number nearest to `exact`, or the last code where that lies beyond the end."""
     assert_codes(got, exact.shape, what)
-    end = 2 ** (bits - 1)
+    end = 1 << (bits - 1)
     wanted = exact.clamp(-end, end - 1)
     if bool(((got.double() - wanted).abs() > 0.5 + 1e-3).any()):
         assert_close(got, torch.round(wanted).to(torch.int8), what)
@@ -95,7 +95,7 @@ def test_halves_go_to_the_even_code_before_the_zero_point_is_added(student, rand
 def test_what_is_out_of_range_gets_the_last_code(student, random, bits, zero):
     """Clamp before the conversion to int8: a conversion keeps the last eight bits and makes -126 of 130. Numbers as large
     as 1e12, or infinity, do not even fit into int32."""
-    end = 2 ** (bits - 1)
+    end = 1 << (bits - 1)
     x = torch.tensor([150.0, 300.0, 1e5, 1e12, math.inf])
     expected = torch.tensor([end - 1] * 5 + [-end] * 5, dtype=torch.int8)
     got = student.quantize_affine(torch.cat([x, -x]), torch.tensor(0.5), whole(zero), bits)
@@ -379,7 +379,7 @@ def test_a_row_of_zeros_gives_the_bias(student, random, k):
 
 def inside_and_outside(random: torch.Generator, bits: int, n: int = 24) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Numbers, a grid, and which of the numbers lie within it: never near its ends, where two right answers may differ."""
-    end, scale = 2 ** (bits - 1), random_scale(random)
+    end, scale = 1 << (bits - 1), random_scale(random)
     zero = whole(codes((), random, bits) // 2)
     steps = (torch.rand(n, generator=random) * 2 * end - end) * 2  # x / S + Z
     near = torch.minimum((steps + end).abs(), (steps - end + 1).abs()) < 0.75
@@ -395,7 +395,7 @@ def inside_and_outside(random: torch.Generator, bits: int, n: int = 24) -> tuple
 def test_the_values_are_those_of_quantising_and_dequantising(student, random, bits):
     """S * (clamp(round(x / S) + Z) - Z), in floating point."""
     x, scale, zero, _ = inside_and_outside(random, bits)
-    end = 2 ** (bits - 1)
+    end = 1 << (bits - 1)
     steps = (x.double() / scale.double() + zero).clamp(-end, end - 1) - zero
     got = student.fake_quantize(x, scale, zero, bits)
     assert_that(isinstance(got, Tensor) and got.dtype == torch.float32 and got.shape == x.shape, "The result must be float32, like x.")
@@ -512,8 +512,8 @@ def convolutions(draw) -> tuple:
 def test_codes_and_scales_are_those_of_the_folded_weight(student, layer, bits, eps):
     """gain = gamma / sqrt(var + eps), one for each output channel; first multiply the weight by it, then find scales and codes."""
     weight, bias, gamma, beta, mean, var = (None if t is None else t.double() for t in layer)
-    gain = gamma / torch.sqrt(var + eps)
-    folded = weight * gain.view(-1, 1, 1, 1)
+    gain = gamma * (var + eps) ** -0.5
+    folded = gain[:, None, None, None] * weight
     scales = folded.abs().amax((1, 2, 3), keepdim=True) / (2 ** (bits - 1) - 1)
     result = student.fold_then_quantize(*layer, eps=eps, bits=bits)
     assert_that(type(result) in (tuple, list) and len(result) == 3, "Return three things: codes, scales and bias.")
@@ -578,7 +578,7 @@ def bytes_kept(function) -> float:
     return kept.numel() * kept.element_size() + SCALES
 
 
-@work("pack_int4", points=5, ratio=7.5, cost=bytes_kept, limit=lambda: (PACKED.numel() / 2, "half a byte for each weight, and no scales"))
+@work("pack_int4", points=5, ratio=7.0, cost=bytes_kept, limit=lambda: (PACKED.numel() / 2, "half a byte for each weight, and no scales"))
 def kept_in_float32(q):
     """Bytes of a million weights and a float16 scale for each 32 of them, against the weights in float32."""
     return q.float()
@@ -788,7 +788,7 @@ def factors_of_channels(student):
 def products(student):
     if kernels.without_triton():
         return None
-    whole_tiles, odd = waves(64, 64, factor=100).to(torch.int8), waves(3, 70, factor=120).to(torch.int8)
-    return [plain(student.triton_int8_matmul(whole_tiles, whole_tiles)), plain(student.triton_int8_matmul(odd, odd.T.contiguous())),
-            plain(student.triton_int8_matmul(torch.full((1, 70), -128, dtype=torch.int8), torch.full((70, 66), -128, dtype=torch.int8))),
-            plain(student.triton_int8_matmul(waves(2, 150, factor=100).to(torch.int8), waves(150, 1, factor=100).to(torch.int8)))]
+    small, odd, long = (waves(*shape, factor=120).to(torch.int8) for shape in ((4, 64), (3, 70), (2, 150)))
+    lowest = torch.full((1, 70), -128, dtype=torch.int8)
+    return [plain(student.triton_int8_matmul(a, b)) for a, b in ((small, small.T.contiguous()), (odd, odd.T.contiguous()), (long, long.T.contiguous()),
+                                                                 (lowest, lowest.expand(66, 70).T.contiguous()))]
