@@ -341,7 +341,7 @@ def test_every_direction_counts_by_its_curvature(student, problem):
 
 @exercise("noise_scale_full", points=3)
 @few
-@given(grads=clouds(least=3), factor=st.sampled_from([0.01, 1.0, 100.0]))
+@given(grads=clouds(least=3), factor=st.sampled_from([0.01, 100.0]))
 def test_with_the_same_curvature_everywhere_it_is_the_simple_one(student, grads, factor):
     """If H is a multiple of the identity, it cancels: tr(Sigma) / |G|^2 is left. So H belongs in both parts."""
     trace = float(grads.var(0).sum())
@@ -353,7 +353,7 @@ def test_with_the_same_curvature_everywhere_it_is_the_simple_one(student, grads,
 
 @exercise("noise_scale_full", points=2)
 @few
-@given(random=generators(), n=st.integers(3, 5), p=st.sampled_from([2, 12]))
+@given(random=generators(), n=st.integers(3, 5), p=st.sampled_from([10, 12]))
 def test_a_product_for_each_example_and_one_for_the_mean_suffice(student, random, n, p):
     """Give hvp one vector [p] at a time; keep H @ v if you need it twice. Do not ask for H itself: that takes p products,
     and a network has thousands of parameters."""
@@ -511,8 +511,8 @@ def test_some_runs_that_went_wrong_do_not_move_the_fit(student, truth, wrong):
     logarithms, is not."""
     random, s_min, critical = truth
     sizes, steps = simulated(random, s_min, critical, 0.01, seeds=4)
-    place = torch.randperm(len(BATCHES), generator=random)[:3]
-    steps[place] *= wrong             # the first seed's runs at three batch sizes
+    place = torch.arange(3) if wrong > 1 else torch.arange(3) + len(BATCHES) - 3
+    steps[place] *= wrong             # the first seed's runs at the three smallest or the three largest batch sizes
     _, size, _, _ = fitted(student, sizes, steps)
     assert_close(size, critical, f"B_crit, when 3 of 40 runs took {wrong:g} times as many steps", rtol=0.15)
 
