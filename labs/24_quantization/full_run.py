@@ -100,7 +100,7 @@ def aware(widths: tuple = (2, 3, 4, 8), steps: int = 150) -> dict:
 
 # --- distilled, then rounded -----------------------------------------------------------------------------------------
 
-def distil(student, teacher_logits, seed: int, steps: int = 600, temperature: float = 3.0, soft: float = 0.9):
+def distil(student, teacher_logits, seed: int, steps: int = 400, temperature: float = 3.0, soft: float = 0.9):
     """Train a small MobileNet with hard labels and, where there are a teacher's logits, soft ones."""
     images, g = glyphs(), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(student.parameters())
@@ -122,8 +122,8 @@ def distil(student, teacher_logits, seed: int, steps: int = 600, temperature: fl
 
 def distilled() -> dict:
     torch.manual_seed(0)
-    teacher = lowbits.MobileNet((48, 96, 192, 192))
-    train.train(teacher, glyphs(), steps=500, lr=lambda step: 0.01 * max(0.02, 1 - step / 500), seed=0, progress=False)
+    teacher = lowbits.MobileNet((32, 64, 128, 128))
+    train.train(teacher, glyphs(), steps=400, lr=lambda step: 0.01 * max(0.02, 1 - step / 400), seed=0, progress=False)
     teacher.eval()
     with torch.no_grad():
         logits = torch.cat([teacher(x) for x in glyphs().train_x.split(500)])
@@ -138,8 +138,8 @@ def distilled() -> dict:
             row[name] = {"float32": accuracy(net), "rounded": made, "loss of accuracy": {b: accuracy(net) - a for b, a in made.items()}}
         rows.append(row)
     size = lambda net: sum(w.numel() for w in lowbits.Folded(net).weights)
-    return {"what": f"a MobileNet of 8-16-32-32 channels learns from hard labels, or also from a teacher of 48-96-192-192 (temperature 3, "
-                    f"weight 0.9), 600 steps, {SEEDS} seeds; then weights and activations are rounded", "teacher": round(accuracy(teacher), 5),
+    return {"what": f"a MobileNet of 8-16-32-32 channels learns from hard labels, or also from a teacher of 32-64-128-128 (temperature 3, "
+                    f"weight 0.9), 400 steps, {SEEDS} seeds; then weights and activations are rounded", "teacher": round(accuracy(teacher), 5),
             "weights": {"teacher": size(teacher), "student": size(lowbits.MobileNet((8, 16, 32, 32)))}, "accuracy": summary(rows)}
 
 
@@ -215,7 +215,7 @@ def sixteen() -> dict:
     for rows in (1, 256):
         for size in (256, 512, 1024, 2048):
             for name, way in ways.items():
-                r = timing.compare(way, float32, layer(rows, size), seconds=1, device="cpu")
+                r = timing.compare(way, float32, layer(rows, size), seconds=2, device="cpu")
                 faster.setdefault(f"{rows} x {size}", {})[name] = [round(v, 3) for v in (r.ratio, r.low, r.high)]
     return {"what": "a square linear layer on one thread: how many times faster than float32, inputs converted there and back; 95% interval",
             "faster": faster, "bytes of a number": {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}}

@@ -19,7 +19,7 @@
 # folded: run it first, and then open it (a click on the three dots) and play with it.
 
 # %% tags=["setup"]
-import io
+import copy
 import math
 
 import torch
@@ -602,8 +602,6 @@ def stored_in(bits, group):
     return {name: (quantize_affine(r, scales[name], bits=bits), scales[name]) for name, r in rows.items()}
 
 # %% tags=["experiment"]
-import copy
-
 @torch.no_grad()
 def loss_of(stored):
     """The validation loss with these codes in place of the weights."""
@@ -950,7 +948,7 @@ for rows, table in times.items():
 # measured, divided, rounded and converted, and the sums turned into float32 again, each a pass over the memory. For one row there is little to
 # compute: small layers lose to the number of operations that have to be started, large ones win because a quarter of the bytes has to be read.
 #
-# bfloat16 lies between the two on the machine of the full run, which has VNNI. On a processor with AMX, whose instructions are made for both types,
+# bfloat16 lies between the two on a processor with VNNI, at 256 rows. On a processor with AMX, whose instructions are made for both types,
 # it can be as fast as int8 or faster: measure before you choose. In any case
 # bfloat16 needs no scales at all. What int8 always saves is memory.
 
@@ -973,16 +971,6 @@ plots.lines(curves, bands=bands, size=(8, 4.4), title="Five seeds (band: 95%)", 
             alt="Accuracy against bits in the full run. " + "; ".join(
                 f"{name}: {', '.join(f'{y:.0f} at {b}' for b, y in zip(*curve))}" for name, curve in curves.items()) + ".")
 
-# %% [markdown]
-# The same overviews say that float16 halves memory and doubles speed. On the processor of the full run, one thread:
-
-# %% tags=["experiment"]
-faster = full["sixteen"]["faster"]
-ratios = {name: {layer.replace(" x ", " rows, ").replace("1 rows", "1 row") + " wide": row[name][0] for layer, row in faster.items()}
-          for name in ("float16", "bfloat16", "int8")}
-plots.bars(ratios, title="Against float32, full run", xlabel="times faster, conversions included", limits={"as fast": 1, "twice": 2},
-           width=9, form="{:.2f}", alt=f"How many times faster than float32 a linear layer is, one thread: {ratios}.")
-
 # %% tags=["experiment"]
 eight = with_bits(net, 8, ranges=ranges["mse", 8])
 claims.show("24-int8-small", measured=f"{accuracy(net):.1%} in float32, {accuracy(eight):.1%} in int8; the transformer's file is "
@@ -996,8 +984,8 @@ claims.show("24-fp16-double", measured=f"here bfloat16 is {times[256]['float32']
 # Eight bits cost nothing here, with one scale for each tensor or one for each channel: −0.06 points (95% interval −0.31 to 0.19) with
 # the latter. Each further step down costs more than the one before. What does *not* help is more training without rounding: rounded afterwards it
 # is no better than before (74.9% at four bits, 27.1% at three). With rounding the same 150 steps give 91.9 and 84.6%, and 18.6% at two bits, where
-# float32 has 93.4%. About distilled networks the full run has not measured anything yet; its script has the experiment
-# (`python full_run.py distilled`).
+# float32 has 93.4%. Not measured yet are float16's speed over all sizes and
+# what rounding does to a distilled network; the script has both experiments (`python full_run.py sixteen distilled`).
 
 # %% [markdown]
 # ### Question (15 points)
