@@ -11,7 +11,7 @@ from autograder.judge import Lab
 from autograder.source import judged, load_lab_source, reference_namespace
 from course.spec.load import load
 from course.speed import measure
-from course.verdict import seconds
+from course.verdict import amount
 
 
 def measure_labs(root: Path, labs: list[str], notebook: Path | None = None) -> list[dict]:
@@ -41,8 +41,8 @@ def print_speeds(receipts: list[dict]) -> None:
     for column in ("lab", "function", "ratio (95% interval)", "wanted", "time", "baseline", "limit", ""):
         table.add_column(column, overflow="fold")
     for r in receipts:
-        measured = [f"{r['ratio']:.1f} ({r['low']:.1f} to {r['high']:.1f})", f"{r['wanted']:g}", seconds(r["seconds"]),
-                    seconds(r["baseline_seconds"])] if r["ratio"] else ["", f"{r['wanted']:g}", "", ""]
-        limit = f"{seconds(r['limit_seconds'])}, {r['limit']}" if r["limit_seconds"] else ""
+        measured = [f"{r['ratio']:.1f} ({r['low']:.1f} to {r['high']:.1f})", f"{r['wanted']:g}", amount(r["seconds"], r["unit"]),
+                    amount(r["baseline_seconds"], r["unit"])] if r["ratio"] else ["", f"{r['wanted']:g}", "", ""]
+        limit = f"{amount(r['limit_seconds'], r['unit'])}, {r['limit']}" if r["limit_seconds"] else ""
         table.add_row(r["lab"], r["exercise"], *measured, escape(limit), escape(r["problem"] or r["status"]))
     Console().print(table)

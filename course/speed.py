@@ -41,14 +41,15 @@ class Measured:
         return Result(t.name, t.exercise, t.points if status == "passed" else 0, t.points, status, words)
 
     def receipt(self) -> dict:
-        """What the notebook carries along, and `autograder speed --json` writes. Seconds are for one unit of work."""
+        """What the notebook carries along, and `autograder speed --json` writes. Seconds are for one unit of work; what is
+        counted instead of timed has another `unit`."""
         ratio = self.ratio
         return {
             "target": self.target.name, "exercise": self.target.exercise, "wanted": self.target.ratio,
             "status": self.result().status, "problem": self.problem,
             "ratio": ratio and ratio.ratio, "low": ratio and ratio.low, "high": ratio and ratio.high,
             "seconds": ratio and ratio.candidate_seconds, "baseline_seconds": ratio and ratio.baseline_seconds,
-            "limit_seconds": self.limit_seconds, "limit": self.limit_reason, "windows": ratio and ratio.windows,
+            "unit": getattr(self.target, "unit", "s"), "limit_seconds": self.limit_seconds, "limit": self.limit_reason, "windows": ratio and ratio.windows,
             "device": device.slug(), "torch": torch.__version__, "python": platform.python_version(),
             "date": datetime.date.today().isoformat(),
         }

@@ -39,7 +39,8 @@ def show_speed(exercise: str, measured: list) -> None:
     for m in measured:
         lines += [m.target.title, *m.result().message.splitlines()]
         if m.ratio is not None and m.limit_seconds:
-            lines.append(f"{seconds(m.ratio.candidate_seconds)} a unit of work; the limit is {seconds(m.limit_seconds)}: {m.limit_reason}.")
+            mine, limit = (amount(x, getattr(m.target, "unit", "s")) for x in (m.ratio.candidate_seconds, m.limit_seconds))
+            lines.append(f"{mine} a unit of work; the limit is {limit}: {m.limit_reason}.")
     statuses = {m.result().status for m in measured}
     colour = GOOD if statuses == {"passed"} else BAD if statuses & {"failed", "error"} else OPEN
     _display(f"{exercise}: speed on this device: {', '.join(sorted(MARK.get(s, s) for s in statuses))}", lines, "", colour,
@@ -49,6 +50,10 @@ def show_speed(exercise: str, measured: list) -> None:
 def show_card(card: Any) -> None:
     """The device card of the setup cell."""
     _publish({"text/plain": str(card), "text/html": card._repr_html_()})
+
+
+def amount(x: float, unit: str) -> str:
+    return seconds(x) if unit == "s" else f"{x:,.0f} {unit}"
 
 
 def seconds(t: float) -> str:

@@ -9,6 +9,7 @@ from course.spec.messages import MAX_LINES
 from course.spec.recordings import Recordings, answers_of, load_recordings, to_bytes
 from course.spec.run import SpecificationBroken, run
 from course.spec.student import Local, Student, StudentError
+from course.verdict import amount
 
 VISIBLE = '''
 import torch
@@ -237,3 +238,7 @@ def test_the_environment_is_left_as_it_was(folder):
     before = dict(os.environ)
     judge(folder, square)
     assert dict(os.environ) == before
+
+
+def test_what_is_counted_is_told_in_its_own_unit():
+    assert [amount(589824, "bytes"), amount(0.0021, "s")] == ["589,824 bytes", "2.1 ms"]

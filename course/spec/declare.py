@@ -78,7 +78,8 @@ class WorkTarget:
     """What `cost(function)` counts must be `ratio` times less for the student's function than for `baseline`.
 
     `cost` calls the function as a test would, `function.on_ranks(...)` for example, and returns a number that it sees
-    from outside: simulated seconds, bytes. `limit()` returns (cost, words): the least that is possible, and why.
+    from outside: simulated seconds, bytes. `unit` says what it counts; "s" stands for seconds. `limit()` returns
+    (cost, words): the least that is possible, and why.
     """
     name: str
     exercise: str
@@ -88,6 +89,7 @@ class WorkTarget:
     cost: Callable[[Any], float]
     limit: Callable[[], tuple[float, str]] | None
     title: str
+    unit: str = "s"
     requires: Callable[[], str | None] = lambda: None
 
 
@@ -129,11 +131,11 @@ def speed(name: str, points: float, ratio: float, inputs: Callable[[int], tuple]
 
 
 def work(name: str, points: float, ratio: float, cost: Callable[[Any], float], *,
-         limit: Callable[[], tuple[float, str]] | None = None) -> Callable:
+         limit: Callable[[], tuple[float, str]] | None = None, unit: str = "s") -> Callable:
     """Marks a baseline whose cost exercise `name` must undercut by `ratio`; see WorkTarget."""
     def mark(baseline: Callable) -> Callable:
         baseline.__spec__ = ("speed", WorkTarget(f"work_against_{baseline.__name__}", name, points, ratio, baseline, cost,
-                                                 limit, first_paragraph(baseline)))
+                                                 limit, first_paragraph(baseline), unit))
         return baseline
     return mark
 

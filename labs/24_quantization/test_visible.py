@@ -578,7 +578,7 @@ def bytes_kept(function) -> float:
     return kept.numel() * kept.element_size() + SCALES
 
 
-@work("pack_int4", points=5, ratio=7.0, cost=bytes_kept, limit=lambda: (PACKED.numel() / 2, "half a byte for each weight, and no scales"))
+@work("pack_int4", points=5, ratio=7.0, cost=bytes_kept, unit="bytes", limit=lambda: (PACKED.numel() / 2, "half a byte for each weight, and no scales"))
 def kept_in_float32(q):
     """Bytes of a million weights and a float16 scale for each 32 of them, against the weights in float32."""
     return q.float()
