@@ -98,6 +98,23 @@ def quantize_affine(x: Float[Tensor, "*shape"], scale: Tensor, zero_point: Tenso
 check(quantize_affine)
 
 # %% [markdown]
+# The codes of a real weight, at four bits, with a scale that fits its largest number:
+
+# %% tags=["experiment"]
+weight = net.weights[6].detach()
+codes = quantize_affine(weight, weight.abs().max() / 7, bits=4)
+counts = [100 * (codes == q).float().mean().item() for q in range(-8, 8)]
+fig, ax = plots.figure("Codes of pointwise 6, four bits", "code q", "share of the weights (%)", size=(6.8, 3.4),
+                       alt=f"Share of the weights that have each code from -8 to 7, in per cent: {', '.join(f'{c:.1f}' for c in counts)}.")
+ax.bar(range(-8, 8), counts, color=plots.PALETTE[0])
+ax.set_xticks(range(-8, 8))
+ax.grid(axis="x", visible=False)
+plots.show(fig)
+
+# %% [markdown]
+# Weights are many small numbers and a few large ones. The codes around zero are crowded, those at the ends hardly used, and −8
+# never.
+#
 # The way back is one line, with a trap in it: the difference of two int8 numbers needs nine bits.
 
 # %%
@@ -166,6 +183,14 @@ def symmetric_scale(x: Float[Tensor, "*shape"], bits: int = 8) -> Float[Tensor, 
 # %%
 check(symmetric_scale)
 
+# %% tags=["experiment"]
+steps = {name: symmetric_scale(w.detach()).item() for name, w in zip(net.names, net.weights)}
+plots.bars(steps, title="One step at 8 bits, layer by layer", xlabel="scale S", form="{:.4f}",
+           alt=f"The scale of each layer's weight at 8 bits: {', '.join(f'{name} {s:.4f}' for name, s in steps.items())}.")
+
+# %% [markdown]
+# Each layer needs a step of its own. Does each channel, too?
+
 # %%
 def per_channel_scales(w: Float[Tensor, "*shape"], bits: int = 8, axis: int = 0) -> Float[Tensor, "*ones"]:
     """symmetric_scale of each channel of w, a channel being what has one index along `axis`. The shape is that of w with
@@ -202,7 +227,7 @@ def with_bits(net, bits, scales=per_channel_scales, ranges=None, input_bits=None
     return copy
 
 # %% [markdown]
-# The picture shows what each channel of `net` needs. **Predict:** with one scale for each tensor, down to how many bits of the
+# The picture shows what each channel of `net` needs. (About 5 seconds.) **Predict:** with one scale for each tensor, down to how many bits of the
 # weights does the accuracy stay within a point of the original? And with one for each channel?
 
 # %% [markdown] tags=["prediction"]
@@ -309,6 +334,29 @@ plots.show(fig)
 # A handful of numbers far out decides the step of the min–max rule. At eight bits that does no harm: 256 codes are enough for everything. With
 # few bits it is ruinous, and cutting off pays. Between the other two there is no clear winner over the seeds (full run: at four bits 89.6, 91.4
 # and 91.7%; at two bits 5, 14 and 43%): with `"mse"` the cut depends on the bits, a percentile does not know them.
+#
+# **Play.** The same numbers: move the end of the range, and the bits. The error has two parts, what is rounded and what is cut
+# off. Where is their sum least at 8 bits, and where at 3?
+
+# %% tags=["experiment"]
+from course.sliders import Slider, show
+
+def draw(bits, cut):
+    x = seen[4]
+    low, high = (cut * end for end in calibrate(x, bits, "minmax"))
+    grid = affine_grid(low, high, bits)
+    error, inside = (dequantize(quantize_affine(x, *grid, bits), *grid) - x).square() / len(x), (x >= low) & (x <= high)
+    parts = {"rounded": error[inside].sum().item(), "cut off": error[~inside].sum().item()}
+    fig, (left, right) = plots.figure(columns=2, size=(11, 3.6), alt=f"At {bits} bits, cut at {cut:.0%} of the largest number, the mean squared error is "
+                                      f"{parts['rounded']:.2g} from rounding and {parts['cut off']:.2g} from cutting off.")
+    left.hist(x[x > 0], bins=60, color=plots.PALETTE[6], log=True)
+    left.axvline(high, color=plots.PALETTE[3], linewidth=2)
+    left.set(xlabel="input of layer 4 (zeros left out)", ylabel="how many of 5,000")
+    left.set_title(f"A step of {grid[0]:.3g}", loc="left", **plots.TITLE)
+    plots.bars(parts, ax=right, alt="", title=f"Mean squared error {sum(parts.values()):.2g}", xlabel="its two parts", form="{:.2g}")
+    plots.show(fig)
+
+show(draw, bits=Slider(2, 8, start=4, label="bits"), cut=Slider(0.05, 1, start=0.6, step=0.05, label="cut at (share of the largest)"))
 
 # %% [markdown]
 # ## 4 · `int8_linear`: a layer without floating point
@@ -555,6 +603,22 @@ def pack_int4(q: Int8[Tensor, "*rows k"]) -> UInt8[Tensor, "*rows k/2"]:
 # %%
 check(pack_int4)
 
+# %% tags=["experiment"]
+pairs = [(0, 0), (1, -1), (7, -8), (-3, 5)]
+packed = pack_int4(torch.tensor(pairs, dtype=torch.int8))[:, 0].tolist()
+fig, ax = plots.figure(f"{len(pairs)} bytes, two codes in each", "bit (the low four on the right)", "codes (2i, 2i + 1)", size=(6.4, 2.8),
+                       alt="The bits of four bytes: " + "; ".join(f"{pair}: {byte:08b}" for pair, byte in zip(pairs, packed)) + ".")
+for row, byte in enumerate(packed):
+    for bit in range(8):
+        value = byte >> bit & 1
+        ax.barh(row, 0.94, left=-bit - 0.47, height=0.86, color=plots.PALETTE[0 if bit < 4 else 1], alpha=0.9 if value else 0.25)
+        ax.text(-bit, row, value, ha="center", va="center", color="white" if value else plots.INK)
+ax.set_yticks(range(len(pairs)), map(str, pairs))
+ax.set_xticks(range(-7, 1), range(7, -1, -1))
+ax.invert_yaxis()
+ax.grid(visible=False)
+plots.show(fig)
+
 # %%
 def unpack_int4(packed: UInt8[Tensor, "*rows m"]) -> Int8[Tensor, "*rows 2*m"]:
     """The codes -8 ... 7 that pack_int4 packed, as int8."""
@@ -576,7 +640,7 @@ speed(pack_int4)
 
 # %% [markdown]
 # Four bits are what large language models are often stored in, with a scale for each *group* of 16 to 128 neighbouring weights of a
-# row. A small transformer that guesses the next byte of Python source shows why. (About 15 seconds.)
+# row. A small transformer that guesses the next byte of Python source shows what the groups are good for. (About 15 seconds.)
 #
 # **Predict:** with one scale for each tensor, from how many bits down does the loss rise? What do smaller groups gain, and what do they cost?
 
@@ -623,9 +687,9 @@ plots.lines({f"{bits}-bit codes": (price[bits], losses[bits]) for bits in price}
             + f". In float32 it is {loss(lm):.3f}.")
 
 # %% [markdown]
-# Four bits cost this model hardly anything, even with one scale for a whole tensor; the loss may even fall by a hair. At three and two bits the
-# group matters. And the scales are not free: at a group of 16 they add a bit to every weight. Two bits with small groups
-# are not obviously better than three with large ones: read the picture at the same number of bits.
+# Four bits cost this model hardly anything, and three little, even with one scale for a whole tensor. At two bits the group decides. And the
+# scales are not free: at a group of 16 they add a bit to every weight. Read the picture at the same number of bits: two bits with groups of 16
+# are no better than three with one scale. (Larger models have larger outliers, and need the groups at four bits already.)
 #
 # And on disk? A file of the blocks' matrices, in four forms:
 
@@ -828,7 +892,7 @@ plots.show(fig)
 
 # %% [markdown]
 # A grid for each token is robust: outliers three times larger than the rest are hardly noticed. At a factor of 100 two channels of 64 cost
-# as much as bad training. Smoothing takes all of it back. It is easy here, since what was planted is exactly what
+# some hundredths of a nat, at 300 some tenths. Smoothing takes all of it back. It is easy here, since what was planted is exactly what
 # smoothing removes: the columns that read the large channels are small. In a real model they are not, and α is a compromise.
 
 # %% [markdown]
@@ -948,9 +1012,10 @@ for rows, table in times.items():
 # measured, divided, rounded and converted, and the sums turned into float32 again, each a pass over the memory. For one row there is little to
 # compute: small layers lose to the number of operations that have to be started, large ones win because a quarter of the bytes has to be read.
 #
-# bfloat16 lies between the two on a processor with VNNI, at 256 rows. On a processor with AMX, whose instructions are made for both types,
-# it can be as fast as int8 or faster: measure before you choose. In any case
-# bfloat16 needs no scales at all. What int8 always saves is memory.
+# (It can even lie below its limit there, which is that of the memory: a weight of four megabytes stays in a large cache between two calls.)
+#
+# bfloat16 needs no scales and no measuring of rows. Where the processor has instructions for both types (AMX) it can be faster than int8,
+# above all in small layers; elsewhere it may gain next to nothing: measure before you choose. What int8 always saves is memory.
 
 # %% [markdown]
 # ## The claim
@@ -962,11 +1027,11 @@ for rows, table in times.items():
 # %% tags=["experiment"]
 full = claims.full_run("24_quantization")
 post, tuned = full["post"]["accuracy"], full["aware"]["accuracy"]
-by_bits = {"one scale for each tensor": post["both"]["tensor"], "one for each channel": post["both"]["channel"],
-           "150 more steps, then rounded": tuned["trained on, then rounded"], "150 more steps with rounding": tuned["trained on with rounding"]}
+by_bits = {"a scale for each tensor": post["both"]["tensor"], "one for each channel": post["both"]["channel"],
+           "150 steps, then rounded": tuned["trained on, then rounded"], "150 steps with rounding": tuned["trained on with rounding"]}
 curves = {name: ([int(b) for b in row], [100 * v[0] for v in row.values()]) for name, row in by_bits.items()}
 bands = {name: tuple([100 * min(max(v[k], 0), 1) for v in row.values()] for k in (1, 2)) for name, row in by_bits.items()}
-plots.lines(curves, bands=bands, size=(8, 4.4), title="Five seeds (band: 95%)", xlabel="bits of a weight and of an activation",
+plots.lines(curves, bands=bands, size=(9.6, 4.4), title="Five seeds (band: 95%)", xlabel="bits of a weight and of an activation",
             ylabel="test accuracy (%)", limits={"float32": 100 * post["float32"][0]},
             alt="Accuracy against bits in the full run. " + "; ".join(
                 f"{name}: {', '.join(f'{y:.0f} at {b}' for b, y in zip(*curve))}" for name, curve in curves.items()) + ".")
