@@ -1,11 +1,9 @@
 """The labs of the repository, their sources, and the namespace that a lab's reference solutions live in."""
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import linecache
-import os
 import re
 import sys
 import traceback
@@ -16,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from autograder.script import Cell, cut, fail
-from course.check import JUDGED
+from course.check import judged
 from course.device import prepare_triton
 from course.spec.load import HIDDEN, VISIBLE, SpecError, Specification, load
 
@@ -166,16 +164,3 @@ def execute(source: str, filename: str, namespace: dict[str, Any]) -> None:
     """Run a cell's source. Tracebacks and Triton's compiler find its lines under `filename`."""
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     exec(compile(source, filename, "exec", dont_inherit=True), namespace)
-
-
-@contextlib.contextmanager
-def judged() -> Iterator[None]:
-    """Inside, setup(), check() and speed() do nothing."""
-    before = os.environ.get(JUDGED)
-    os.environ[JUDGED] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(JUDGED)
-        if before is not None:
-            os.environ[JUDGED] = before

@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from autograder.judge import Lab
-from autograder.source import judged, load_lab_source, reference_namespace
+from autograder.source import load_lab_source, reference_namespace
+from course.check import judged
 from course.spec.load import load
 from course.speed import measure
 from course.verdict import amount

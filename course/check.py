@@ -8,10 +8,11 @@ In the notebook a failing check shows what is wrong and goes on; under nbgrader 
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from course import verdict
@@ -24,6 +25,19 @@ ON_COLAB = """On Colab: all your work is in this one notebook, and Colab forgets
 Keep it with File, Save a copy in Drive, or File, Download .ipynb. After a restart open it again (File, Open or Upload
 notebook), run this cell, and go on where you were."""
 JUDGED = "TRAINFAST_JUDGED"  # set in the process that runs a submission: nothing is shown or checked there
+
+
+@contextlib.contextmanager
+def judged() -> Iterator[None]:
+    """Inside, setup(), check() and speed() do nothing."""
+    before = os.environ.get(JUDGED)
+    os.environ[JUDGED] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(JUDGED)
+        if before is not None:
+            os.environ[JUDGED] = before
 
 
 class CheckFailed(Exception):

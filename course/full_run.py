@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import platform
 import re
 import sys
@@ -23,6 +22,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from scipy import stats
 
 from course import device
+from course.check import judged
 
 
 def lab_functions(script: str, wanted: str) -> dict:
@@ -32,11 +32,11 @@ def lab_functions(script: str, wanted: str) -> dict:
     The cells are those of the lab in the folder of the file `script`: the reference's in the course's own repository, the
     student's notebook in a student's. What they call to be checked does nothing here.
     """
-    os.environ["TRAINFAST_JUDGED"] = "1"
     names: dict = {}
-    for is_setup, source in _code_cells(Path(script).resolve()):
-        if is_setup or re.search(rf"^(?:{wanted})", source, re.MULTILINE):
-            exec(TransformerManager().transform_cell(source), names)  # a student's setup cell has a %pip for Colab
+    with judged():
+        for is_setup, source in _code_cells(Path(script).resolve()):
+            if is_setup or re.search(rf"^(?:{wanted})", source, re.MULTILINE):
+                exec(TransformerManager().transform_cell(source), names)  # a student's setup cell has a %pip for Colab
     return names
 
 

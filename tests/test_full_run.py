@@ -1,5 +1,6 @@
 """What the labs' long measurements share."""
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -88,3 +89,12 @@ def test_a_part_is_written_dated_and_leaves_the_others(tmp_path, monkeypatch, ca
     monkeypatch.setattr("sys.argv", ["full_run.py", "prat"])
     with pytest.raises(SystemExit, match="no part prat. The parts: part"):
         full_run.main(str(tmp_path / "full_run.py"), part)
+
+
+def test_reading_the_functions_leaves_checks_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRAINFAST_JUDGED", raising=False)
+    folder = tmp_path / "99_topic"
+    folder.mkdir()
+    (folder / "topic.py").write_text(SCRIPT)
+    full_run.lab_functions(str(folder / "full_run.py"), r"def wanted")
+    assert "TRAINFAST_JUDGED" not in os.environ
