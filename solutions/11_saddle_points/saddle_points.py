@@ -816,7 +816,7 @@ plots.lines(curves, title="A push in the right direction", xlabel="step of gradi
 # Adam's.
 #
 # **Predict:** rank the three by the steps they need to leave the plateau: Adam, Adam in turned coordinates, the
-# fixed length.
+# fixed length. (About 5 seconds.)
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
