@@ -146,7 +146,7 @@ def encode_tensors(tensors: list[Tensor]) -> bytes:
         if tensor.dtype not in CODES:
             raise NotAValue(f"a tensor that cannot be carried (dtype {tensor.dtype})")
         try:
-            plain = tensor.view(UNKNOWN_TO_NUMPY[tensor.dtype]) if tensor.dtype in UNKNOWN_TO_NUMPY else tensor
+            plain = tensor.detach().view(UNKNOWN_TO_NUMPY[tensor.dtype]) if tensor.dtype in UNKNOWN_TO_NUMPY else tensor
             parts.append(plain.numpy(force=True).tobytes())
         except Exception as error:
             raise NotAValue(f"a tensor that cannot be carried ({type(error).__name__}: {str(error)[:100]})") from None

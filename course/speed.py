@@ -49,7 +49,7 @@ class Measured:
             "status": self.result().status, "problem": self.problem,
             "ratio": ratio and ratio.ratio, "low": ratio and ratio.low, "high": ratio and ratio.high,
             "seconds": ratio and ratio.candidate_seconds, "baseline_seconds": ratio and ratio.baseline_seconds,
-            "unit": getattr(self.target, "unit", "s"), "limit_seconds": self.limit_seconds, "limit": self.limit_reason, "windows": ratio and ratio.windows,
+            "unit": self.target.unit, "limit_seconds": self.limit_seconds, "limit": self.limit_reason, "windows": ratio and ratio.windows,
             "device": device.slug(), "torch": torch.__version__, "python": platform.python_version(),
             "date": datetime.date.today().isoformat(),
         }

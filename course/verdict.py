@@ -39,7 +39,7 @@ def show_speed(exercise: str, measured: list) -> None:
     for m in measured:
         lines += [m.target.title, *m.result().message.splitlines()]
         if m.ratio is not None and m.limit_seconds:
-            mine, limit = (amount(x, getattr(m.target, "unit", "s")) for x in (m.ratio.candidate_seconds, m.limit_seconds))
+            mine, limit = (amount(x, m.target.unit) for x in (m.ratio.candidate_seconds, m.limit_seconds))
             lines.append(f"{mine} a unit of work; the limit is {limit}: {m.limit_reason}.")
     statuses = {m.result().status for m in measured}
     colour = GOOD if statuses == {"passed"} else BAD if statuses & {"failed", "error"} else OPEN

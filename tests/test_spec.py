@@ -242,3 +242,11 @@ def test_the_environment_is_left_as_it_was(folder):
 
 def test_what_is_counted_is_told_in_its_own_unit():
     assert [amount(589824, "bytes"), amount(0.0021, "s")] == ["589,824 bytes", "2.1 ms"]
+
+
+def test_a_callback_that_says_nothing_is_still_a_failure_for_people():
+    def objects(x):
+        raise AssertionError
+    student = Student(Local({"f": lambda function, x: function(x)}))
+    with pytest.raises(StudentError, match="no message"):
+        student.f(objects, torch.ones(1))

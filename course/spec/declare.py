@@ -71,6 +71,7 @@ class SpeedTarget:
     rtol: float
     atol: float
     title: str          # first line of the baseline's docstring
+    unit: str = "s"     # as a WorkTarget has one
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def _isolate(leaf: Value) -> Value:
         try:
             return clone(leaf(*clone(args)))
         except AssertionError as error:     # what the test says of the arguments, and not where in its code
-            raise StudentError(str(error).splitlines()[0], "failed") from None
+            raise StudentError(_first_line(error), "failed") from None
     return callback
 
 
