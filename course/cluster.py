@@ -56,7 +56,7 @@ class Event:
     begin: float
     end: float = math.inf
     ticket: int = -1    # which operation; of a computation the number of its layer, if it has one
-    nbytes: int = 0     # of the tensor in full
+    nbytes: int = 0     # of the tensor in full; of a computation the item's that it gave, a tuple such as a layer's gradient
     sent: float = 0.0   # bytes that this rank sends for it
     peer: int = -1
 
@@ -117,6 +117,18 @@ class Run:
     def held_peak(self, rank: int) -> int:
         return max(size for _, size in self.held(rank))
 
+    def items_peak(self, rank: int) -> int:
+        """Bytes of items (tuples that computations gave, such as gradients for a hook) that the rank holds at the worst
+        moment. It tells what it has let go of with its next message."""
+        held, peak = 0, 0
+        for e in self.log:
+            if e.rank == rank and e.what == "compute":
+                held += e.nbytes
+            elif e.rank == rank and (e.what, e.name) == ("free", "item"):
+                held -= e.nbytes
+            peak = max(peak, held)
+        return peak
+
 
 @dataclass
 class _Operation:
@@ -142,6 +154,7 @@ class Exchange:
         self.log: list[Event] = []
         self._out_at, self._in_at = ([0.0] * self.running for _ in "oi")    # when each rank's link has done all before
         self._operations: list[_Operation] = []
+        self._given: list[list[int]] = [[] for _ in range(self.running)]    # by rank: bytes of each tensor of an item, 0 when let go
         self._place: dict[tuple, int] = {}      # the n-th collective, or the n-th message of a pair: its ticket
         self._counts: dict[tuple, int] = {}
         self._broken = ""
@@ -292,7 +305,10 @@ class Exchange:
 
     def _note_freed(self, rank: int, freed: list) -> None:
         for ticket in freed:
-            if type(ticket) is int and 0 <= ticket < len(self._operations) and rank in self._operations[ticket].launched:
+            if type(ticket) is int and -len(self._given[rank]) <= ticket < 0:
+                self.log.append(Event(rank, "free", "item", self.now[rank], self.now[rank], nbytes=self._given[rank][-ticket - 1]))
+                self._given[rank][-ticket - 1] = 0
+            elif type(ticket) is int and 0 <= ticket < len(self._operations) and rank in self._operations[ticket].launched:
                 operation = self._operations[ticket]
                 self.log.append(Event(rank, "free", operation.kind, self.now[rank], self.now[rank], ticket, operation.nbytes))
 
@@ -311,7 +327,9 @@ class Exchange:
             self.now[rank] += seconds(args, result) if callable(seconds) else seconds
             which = [*args[:1], *(result[:1] if type(result) is tuple else ())]     # a layer's number goes in or comes out
             number = next((x for x in which if type(x) is int), -1)
-            self.log.append(Event(rank, "compute", name, begin, self.now[rank], ticket=number))
+            given = [_nbytes(x) for x in result if isinstance(x, Tensor)] if type(result) is tuple else []
+            self._given[rank] += given
+            self.log.append(Event(rank, "compute", name, begin, self.now[rank], ticket=number, nbytes=sum(given)))
             return result
         return compute
 
@@ -404,8 +422,10 @@ def run(function: Callable, args: list[tuple] | Callable[[int], tuple], world: i
 
     def body(rank: int) -> Callable:
         own = exchange.watch(rank, args(rank) if callable(args) else args[rank])
-        own = [with_hooks(a) if callable(a) and not isinstance(a, Tensor) else a for a in own]
-        return lambda post: function(Communicator(post, rank, world), *own, **kwargs)
+        def rank_body(post: Callable) -> Value:
+            comm = Communicator(post, rank, world)
+            return function(comm, *(with_hooks(a, comm) if callable(a) and not isinstance(a, Tensor) else a for a in own), **kwargs)
+        return rank_body
     return exchange.run([body(rank) for rank in range(exchange.running)])
 
 

@@ -38,7 +38,8 @@ class Communicator:
     def __init__(self, post: Callable, rank: int, world: int):
         self.rank, self.world = rank, world
         self._post = post               # the way to who routes: post("launch", ...) and post("wait", ...)
-        self._freed: list[int] = []     # results that this rank has let go of since its last post
+        self._freed: list[int] = []     # what this rank has let go of since its last post: tickets of results, and -n for
+        self._given = 0                 # the n-th tensor that a function among its arguments gave it, of so many
 
     def send(self, tensor: Tensor, to: int) -> Handle:
         """Send a tensor to one rank. wait() returns None when that rank has received it, not earlier."""
@@ -77,28 +78,39 @@ class Communicator:
 
     def _wait(self, ticket: int) -> Tensor | None:
         result = self._post("wait", ticket, self._take_freed())
-        if result is not None:
-            result = result.clone()     # nobody else holds it, nor the memory below it: it dies when this rank lets go
-            weakref.finalize(result, self._freed.append, ticket).atexit = False
-        return result
+        return None if result is None else self._watched(result, ticket)
+
+    def _watched(self, tensor: Tensor, number: int) -> Tensor:
+        own = tensor.clone()            # nobody else holds it, nor the memory below it: it dies when this rank lets go
+        weakref.finalize(own, self._freed.append, number).atexit = False
+        return own
+
+    def _given_one(self, tensor: Tensor) -> Tensor:
+        self._given += 1
+        return self._watched(tensor, -self._given)
 
     def _take_freed(self) -> list[int]:
         freed, self._freed[:] = list(self._freed), []
         return freed
 
 
-def with_hooks(ask: Callable) -> Callable:
+def with_hooks(ask: Callable, comm: Communicator) -> Callable:
     """`ask`, so that it can also be given a function as its last argument: that is called with each item of a stream.
 
     backward(params, hook) becomes hook(*ask(params)), hook(*ask()), ... until ask() returns None. So the hook runs
-    here, while whoever is asked stands between any two of its calls.
+    here, while whoever is asked stands between any two of its calls, and hears when the rank lets go of an item's tensor.
     """
+    def take(*args):
+        item = ask(*args)
+        return tuple(comm._given_one(x) if isinstance(x, Tensor) else x for x in item) if type(item) is tuple else item
+
     def call(*args):
         if not args or not callable(args[-1]) or isinstance(args[-1], Tensor):
-            return ask(*args)
+            return take(*args)
         *args, hook = args
-        item = ask(*args)
+        item = take(*args)
         while item is not None:
             hook(*item)
-            item = ask()
+            item = None         # else the last one would live until the next is here
+            item = take()
     return call

@@ -78,6 +78,24 @@ def test_held_bytes_count_from_launch_to_the_last_name():
     assert run.held_peak(0) == 16 and run.held(0)[-1][1] == 0
 
 
+def gradients(*sizes):
+    return cluster.stream(lambda world: ((i, torch.ones(size)) for i, size in enumerate(sizes)), "backward")
+
+
+@pytest.mark.parametrize("keep, peak", [(False, 24), (True, 40)])
+def test_gradients_given_to_a_hook_are_held_until_the_last_name_goes(keep, peak):
+    """At most two at once where each is sent on: the next one comes before the message that tells of the last."""
+    def sends(comm, backward):
+        kept = []
+        def hook(i, grad):
+            comm.all_reduce(grad).wait()
+            if keep:
+                kept.append(grad[:1])       # a view keeps all of it
+        backward(comm.world, hook)
+    run = cluster.run(sends, [(gradients(2, 4, 2, 2),) for _ in range(2)])
+    assert run.items_peak(0) == run.items_peak(1) == peak
+
+
 CELL = '''
 import os, time, torch
 def right(comm, x, backward):

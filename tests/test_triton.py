@@ -1,5 +1,6 @@
 """Triton kernels as exercises: interpreted without a GPU, compiled from a cell's source, deferred where there is no Triton."""
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,10 +11,11 @@ import torch
 
 from autograder.judge import Lab, explain_missing, judge
 from autograder.sandbox import ForkServer
-from autograder.source import load_lab_source, reference_namespace
+from autograder.source import execute, load_lab_source, reference_namespace
 from autograder.submission import CodeCell
 from course import kernels, verdict
 from course.check import CheckFailed, _fail_under_nbgrader
+from course.device import default_device
 from course.spec.load import load
 from course.spec.run import run
 from course.spec.student import Local, Student
@@ -137,6 +139,34 @@ def test_kernels_of_cells_run_in_the_sandbox(kernel_lab):
     with ForkServer() as server:
         results = judge(lab, server, "someone", cells).tests
     assert [r.status for r in results] == ["passed"], results
+
+
+def double_with(old: str, new: str):
+    """The function of the cell, with a change in it."""
+    names = {"torch": torch, "tl": kernels.tl, "triton": kernels.triton, "default_device": default_device}
+    execute(CELL.replace(old, new), "<cell>", names)
+    return names["double"]
+
+
+@needs_triton
+@pytest.mark.parametrize("wrong, what", [("tl.load(x_ptr + i, mask=i <= n)", "reads outside its tensors (1 of 4 places"),
+                                         ("tl.load(x_ptr + i)", "reads outside its tensors (5 of 8 places"),
+                                         ("tl.load(x_ptr + i - 1, mask=i < n)", "reads outside its tensors (1 of 8 places")])
+def test_an_interpreted_kernel_that_leaves_its_tensors_is_stopped_and_told(wrong, what):
+    """Where the result does not show it: on a GPU it is an illegal access."""
+    with pytest.raises(Exception, match=re.escape(what)):
+        double_with("tl.load(x_ptr + i, mask=i < n)", wrong)(torch.arange(11.0))
+
+
+@needs_triton
+def test_a_kernel_may_not_write_outside_its_tensors_either():
+    with pytest.raises(Exception, match="writes outside its tensors"):
+        double_with("- 2, mask=i < n", "- 2")(torch.arange(11.0))
+
+
+@needs_triton
+def test_views_with_gaps_may_be_read_to_their_last_element():
+    assert torch.equal(double_with("x_ptr + i,", "x_ptr + 3 * i,")(torch.arange(31.0)[::3]), 2 * torch.arange(0, 31.0, 3))
 
 
 @needs_triton

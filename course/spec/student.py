@@ -192,8 +192,8 @@ class Local:
 def on_rank(function: Callable, call: Call, post: Callable, rank: int, world: int) -> Outcome:
     """`invoke` with a communicator before the arguments. Used on both sides of the pipe."""
     from course.comm import Communicator, with_hooks
-    args = tuple(with_hooks(a) if callable(a) and not isinstance(a, Tensor) else a for a in call.args)
     comm = Communicator(post, rank, world)
+    args = tuple(with_hooks(a, comm) if callable(a) and not isinstance(a, Tensor) else a for a in call.args)
     outcome = invoke(lambda *args, **kwargs: function(comm, *args, **kwargs), Call(call.function, args, call.kwargs))
     return Outcome(outcome.value, outcome.args, outcome.kwargs)
 

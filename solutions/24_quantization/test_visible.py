@@ -384,7 +384,7 @@ def inside_and_outside(random: torch.Generator, bits: int, n: int = 24) -> tuple
     steps = (torch.rand(n, generator=random) * 2 * end - end) * 2  # x / S + Z
     near = torch.minimum((steps + end).abs(), (steps - end + 1).abs()) < 0.75
     steps = torch.where(near, torch.where(steps < 0, -end + 0.9, end - 1.9), steps)
-    steps[0], steps[1] = 3 * end, -3 * end
+    steps[:4] = torch.tensor([3 * end, -3 * end, end - 0.2, -end - 0.8])  # far outside, and just outside
     inside = (steps > -end) & (steps < end - 1)
     return scale * (steps - zero), scale, zero, inside
 

@@ -583,16 +583,19 @@ def own_gradient_only(comm, param, grad, state, rule="adamw", lr=1e-3):
 # ---------------------------------------------------------------- zero2_step
 
 def _zero2(comm, params, backward, state, rule, lr, *, late=False, wait=False, divide=True, cut=True, remember=True, all_reduce=False,
-           whole=False):
+           whole=False, keep=False):
     grads, handles, new, new_state = {}, {}, list(params), {}
 
     def launch(i, grad):
         handle = comm.all_reduce(padded(grad, comm.world)) if all_reduce else comm.reduce_scatter(padded(grad, comm.world))
         handles[i] = handle.wait() if wait else handle
+        if keep:
+            grads[i] = grad
 
     backward(params, lambda i, grad: grads.update({i: grad}) if late else launch(i, grad))
-    for i, grad in grads.items():
-        launch(i, grad)
+    if late:
+        for i, grad in grads.items():
+            launch(i, grad)
     for i, handle in handles.items():
         mean = (handle if wait else handle.wait()) / (comm.world if divide else 1)
         own = own_shard(comm, params[i])
@@ -618,6 +621,13 @@ def hook_that_waits(comm, params, backward, state, rule="adamw", lr=1e-3):
     """The hook waits for its reduce_scatter: backward stands still until the message has arrived. Keep the handle, and
     wait for it after backward."""
     return _zero2(comm, params, backward, state, rule, lr, wait=True)
+
+
+@mistake("zero2_step", caught_by="test_no_more_than_the_gradients_on_their_way_are_held")
+def gradients_kept(comm, params, backward, state, rule="adamw", lr=1e-3):
+    """A list or dict of yours keeps each whole gradient after it was sent: at the end of backward every rank holds all of
+    them, as in stage 1. Keep the handles only."""
+    return _zero2(comm, params, backward, state, rule, lr, keep=True)
 
 
 @mistake("zero2_step", caught_by="test_each_layer_takes_one_reduce_scatter_and_one_all_gather")
@@ -748,7 +758,7 @@ def results_not_collected(comm, shards, sizes, order, use):
 # ---------------------------------------------------------------- zero3_forward_backward
 
 def _zero3(comm, shards, sizes, x, forward, backward, *, keep=False, first=False, divide=True, all_reduce=False, outputs=False,
-           backwards=False, own_only=False):
+           backwards=False, own_only=False, list_gradients=False):
     kept = {i: comm.all_gather(s).wait() for i, s in enumerate(shards)} if first else {}
 
     def whole(i):
@@ -757,13 +767,15 @@ def _zero3(comm, shards, sizes, x, forward, backward, *, keep=False, first=False
             kept[i] = weight
         return weight[:sizes[i]]
 
-    inputs, grad, grads = [], None, {}
+    inputs, grad, grads, whole_gradients = [], None, {}, []
     for i in range(len(shards)):
         before = x
         x = forward(i, whole(i), x)
         inputs.append(x.expand_as(before) if outputs else before)
     for i in reversed(range(len(shards))):
         grad, grad_weight = backward(i, whole(i), inputs[i], grad)
+        if list_gradients:
+            whole_gradients.append(grad_weight)
         if own_only:
             grads[i] = own_shard(comm, grad_weight)
         elif all_reduce:
@@ -815,3 +827,10 @@ def last_layer_first(comm, shards, sizes, x, forward, backward):
 def gradients_kept_at_home(comm, shards, sizes, x, forward, backward):
     """Each rank keeps the shard of its own gradient; the other ranks' batches are lost. reduce_scatter adds them up."""
     return _zero3(comm, shards, sizes, x, forward, backward, own_only=True)
+
+
+@mistake("zero3_forward_backward", caught_by="test_layers_are_gathered_for_each_use_and_let_go_after_it")
+def whole_gradients_listed(comm, shards, sizes, x, forward, backward):
+    """You keep each layer's whole gradient after it was sent: at the end every rank holds as many numbers as the model has.
+    Keep the handles only."""
+    return _zero3(comm, shards, sizes, x, forward, backward, list_gradients=True)

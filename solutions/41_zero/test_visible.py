@@ -559,7 +559,7 @@ def assert_layers_like_one_process(problem: Problem, rule: str, runs: list[Run])
             assert_close(value[0], expected, f"layers of rank {rank} of {run.world} after step {number} of {rule}", rtol=1e-6, atol=1e-8)
 
 
-@exercise("zero2_step", points=6)
+@exercise("zero2_step", points=5)
 @some
 @example(random=torch.Generator(), world=2, numels=[3, 4], rule="adamw")
 @example(random=torch.Generator(), world=2, numels=[3], rule="sgd")
@@ -570,7 +570,7 @@ def test_steps_with_sharded_gradients_land_where_one_process_lands(student, rand
     assert_layers_like_one_process(problem, rule, zero2_steps(student.zero2_step, problem, rule, steps=3))
 
 
-@exercise("zero2_step", points=4)
+@exercise("zero2_step", points=3)
 @few
 @given(random=generators(), world=st.integers(2, 3), layers=st.integers(3, 5))
 def test_gradients_leave_while_backward_still_runs(student, random, world, layers):
@@ -592,13 +592,25 @@ def test_each_layer_takes_one_reduce_scatter_and_one_all_gather(student, random,
     assert_close(run.sent_bytes(0), layers * 2 * (world - 1) * 3 * ITEM, "bytes that rank 0 sends")
 
 
+@exercise("zero2_step", points=2)
+@few
+@given(random=generators(), world=st.integers(2, 3), layers=st.integers(6, 9))
+def test_no_more_than_the_gradients_on_their_way_are_held(student, random, world, layers):
+    """What is sent belongs to the message: keep the handle in the hook and no name for the gradient."""
+    size = 8 * world
+    run, = zero2_steps(student.zero2_step, Problem(random, world, [(size,)] * layers), "sgd")
+    held = most(run, run.items_peak) / (size * ITEM)
+    assert_that(held <= 3, f"At one moment {held:g} of {layers} layers' gradients are held in full; two are needed.")
+
+
 @probe("zero2_step")
 def layers_after_two_steps(student):
     def of(world, shapes, rule):
         problem = Problem(torch.Generator().manual_seed(2), world, shapes)
         runs = zero2_steps(student.zero2_step, problem, rule, steps=2)
         return [[value[0] for run in runs for value in run.values], [nbytes(value[1]) for value in runs[-1].values],
-                sorted(runs[0].kinds(0)), overlapped(runs[0], 0, "reduce_scatter"), launched_at(runs[0], 0, "reduce_scatter")]
+                sorted(runs[0].kinds(0)), overlapped(runs[0], 0, "reduce_scatter"), launched_at(runs[0], 0, "reduce_scatter"),
+                runs[0].items_peak(0)]
     return [answered(lambda: of(*case)) for case in ((2, [(4,), (6,), (2,)], "adamw"), (3, [(3,), (6,)], "momentum"))]
 
 
@@ -750,13 +762,15 @@ def test_loss_and_shards_of_the_mean_gradient_are_those_of_one_process(student, 
 
 @exercise("zero3_forward_backward", points=0)
 @few
-@given(random=generators(), world=st.integers(2, 3), layers=st.integers(4, 6))
+@given(random=generators(), world=st.integers(2, 3), layers=st.integers(6, 8))
 def test_layers_are_gathered_for_each_use_and_let_go_after_it(student, random, world, layers):
     """Gather inside both loops and keep no list of weights. A layer that is gathered once and kept is held by everybody."""
     network = Network(random, world, layers, 4 * world)
     run = student.zero3_forward_backward.on_ranks(network.args())
     held = most(run, run.held_peak) / (4 * world * ITEM)
     assert_that(held <= 3, f"At one moment {held:g} of {layers} layers are held in full; one or two are needed.")
+    kept = most(run, run.items_peak) / (4 * world * ITEM)
+    assert_that(kept <= 5, f"At one moment {kept:g} whole gradients are held, of x and of the weights; of {layers} layers four are needed.")
     gathers = run.kinds(0).count("all_gather")
     assert_that(2 * layers - 1 <= gathers <= 2 * layers, f"{gathers} gathers for {layers} layers, forward and backward; {2 * layers} are wanted.")
     assert_close(run.kinds(0).count("reduce_scatter"), layers, "reduce_scatters, one for each layer")
@@ -767,7 +781,7 @@ def test_layers_are_gathered_for_each_use_and_let_go_after_it(student, random, w
 def a_network_of_three_layers(student):
     def of():
         run = student.zero3_forward_backward.on_ranks(Network(torch.Generator().manual_seed(4), 2, 4, 4).args())
-        return [list(run.values), run.held_peak(0) / ITEM, sorted(run.kinds(0)), launched_at(run, 0, "all_gather")]
+        return [list(run.values), run.held_peak(0) / ITEM, run.items_peak(0) / ITEM, sorted(run.kinds(0)), launched_at(run, 0, "all_gather")]
     return answered(of)
 
 
