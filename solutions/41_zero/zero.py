@@ -592,7 +592,8 @@ plots.show(fig)
 #
 # After stage 1 a rank still holds a whole gradient, although it uses a shard of it. So send each layer's gradient
 # away as soon as backward has made it: `reduce_scatter` in the hook, and only the shard of the mean comes back.
-# Layer by layer means that every rank owns a shard *of each layer*, with a state of its own.
+# Layer by layer means that every rank owns a shard *of each layer*, with a state of its own. The judge counts the bytes:
+# a gradient is held as long as any name of yours, or a view, leads to it.
 #
 # **Predict:** three real runs of 30 steps with AdamW on two processes: one process alone, stage 1, stage 2. Which
 # losses differ, and from which digit on? (About 10 seconds.)
