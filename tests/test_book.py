@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from autograder import book, build, cli, execute
+from autograder import book, build, cli, execute, sitecheck
 from autograder.leaks import Secrets
 from autograder.source import load_lab
 from course import claims, syllabus
@@ -68,7 +68,7 @@ def site(root) -> Path:
 
 
 def text(path: Path) -> str:
-    return " ".join(book.Page(path.read_text()).text.split())
+    return " ".join(sitecheck.Page(path.read_text()).text.split())
 
 
 def test_the_first_page_lists_all_labs_and_links_those_that_are_there(site):
@@ -91,7 +91,7 @@ def test_a_lab_shows_the_hole_for_the_students_code_and_what_the_reference_drew(
 def test_nothing_of_a_solution_a_model_answer_or_a_hidden_test_is_on_the_site(site, root):
     secrets = Secrets(*load_lab(root / "solutions" / "11_doubling"))
     assert {"answer_of_the_reference = FACTOR * x", "Because two times two is four, says the model answer."} <= secrets.lines.keys()
-    assert book.problems(site, [secrets]) == []
+    assert sitecheck.problems(site, [secrets]) == []
     everything = html.unescape("".join(path.read_bytes().decode(errors="replace") for path in site.rglob("*") if path.is_file()))
     for secret in ("answer_of_the_reference", "says the model answer", "test_zero_is_doubled", "wrong_answer_of_this_mistake", str(root)):
         assert secret not in everything
@@ -145,13 +145,13 @@ def test_a_fault_is_found_and_its_page_named(site, root, tmp_path, fault, words)
     copy = shutil.copytree(site, tmp_path / "site")
     page = copy / "labs" / "11_doubling" / "doubling.html"
     page.write_text(page.read_text().replace("</article>", f"\n{fault}\n</article>"))
-    found = book.problems(copy, [Secrets(*load_lab(root / "solutions" / "11_doubling"))])
+    found = sitecheck.problems(copy, [Secrets(*load_lab(root / "solutions" / "11_doubling"))])
     assert len(found) == 1 and found[0].startswith("labs/11_doubling/doubling.html: ") and words in found[0]
 
 
 def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
     (tmp_path / "a.css").write_text('@import "https://fonts.example/a.css"; b { background: url(data:image/png;base64,AA==) } c { src: url("//x.example/f") }')
-    assert [line.split(" from")[0] for line in book.problems(tmp_path)] == ["a.css: loads https://fonts.example/a.css", "a.css: loads //x.example/f"]
+    assert [line.split(" from")[0] for line in sitecheck.problems(tmp_path)] == ["a.css: loads https://fonts.example/a.css", "a.css: loads //x.example/f"]
 
 
 def test_a_reference_that_does_not_run_is_one_line_and_the_last_book_stays(root, site, monkeypatch):
