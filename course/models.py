@@ -1,4 +1,5 @@
-"""Three small networks that the labs train: a multi-layer perceptron, a convolutional net, a decoder-only transformer.
+"""Four small networks that the labs train: a multi-layer perceptron, a convolutional net, and two transformers, for text and
+for images.
 
 Each fits on a screen and trains in seconds to minutes on two CPU cores.
 """
@@ -64,11 +65,12 @@ class ConvNet(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer: attention to earlier places, then two linear layers; `norm` "pre" or "post" as below."""
+    """One transformer layer: attention to earlier places (not `causal`: to all), then two linear layers; `norm` "pre" or
+    "post" as below."""
 
-    def __init__(self, d: int, heads: int, norm: str):
+    def __init__(self, d: int, heads: int, norm: str, causal: bool = True):
         super().__init__()
-        self.heads, self.pre = heads, norm == "pre"
+        self.heads, self.pre, self.causal = heads, norm == "pre", causal
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
@@ -76,7 +78,7 @@ class Block(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # [batch, head, t, d/h]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [batch, head, t, d/h]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # [batch, head, t, d/h]
         return self.out(y.transpose(1, 2).reshape(b, t, d))  # [batch, t, d]
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -126,3 +128,26 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))  # [batch, t, vocab]
+
+
+class VisionTransformer(nn.Module):
+    """A small vision transformer (after Dosovitskiy et al. 2021): patches are its tokens, and each sees all others.
+
+    Takes [batch, channels, side, side]; gives logits [batch, classes], from the mean over the patches.
+    """
+
+    def __init__(self, classes: int = 10, d: int = 64, layers: int = 2, heads: int = 4, patch: int = 7, side: int = 28,
+                 channels: int = 1):
+        super().__init__()
+        if side % patch or d % heads:
+            raise ValueError(f"patches of {patch} must fill a side of {side}, and {heads} heads share d = {d} evenly")
+        self.patches = nn.Conv2d(channels, d, patch, stride=patch)
+        self.places = nn.Parameter(0.02 * torch.randn((side // patch) ** 2, d))
+        self.blocks = nn.ModuleList(Block(d, heads, "pre", causal=False) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.places  # [batch, patches, d]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))  # [batch, classes]
