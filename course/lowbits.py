@@ -102,3 +102,30 @@ def plant_outliers(model: nn.Module, factor: float, channels: Sequence[int] = (3
                 t[list(channels)] *= factor
             linear.weight[:, list(channels)] /= factor
     return model
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers in the blocks of a Transformer, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and name.startswith("blocks")}
+
+
+@torch.no_grad()
+def largest_inputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """max |input| of each channel [k] of each linear layer in the blocks, when the tokens x [batch, length] are read."""
+    found: dict[str, Tensor] = {}
+    hooks = [m.register_forward_pre_hook(lambda m, args, name=name: found.update({name: args[0].abs().flatten(0, -2).amax(0)}))
+             for name, m in linears(model).items()]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def replace_linears(model: nn.Module, make: Callable[[str, nn.Linear], Callable[[Tensor], Tensor]]) -> nn.Module:
+    """A copy of the model in which each linear layer of the blocks computes `make(name, layer)`, from rows x [n, k] to [n, o]."""
+    model = copy.deepcopy(model)
+    for name, m in linears(model).items():
+        m.forward = lambda x, rows=make(name, m): rows(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    return model

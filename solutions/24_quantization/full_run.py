@@ -147,20 +147,15 @@ def distilled() -> dict:
 
 def loss_in_int8(model, text, alpha=None) -> float:
     """Validation loss with every linear layer of the blocks in int8, a scale for each token and each row of the weight."""
-    model, largest = copy.deepcopy(model), {}
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "head"}
-    watch = lambda name: lambda m, args: largest.update({name: args[0].abs().flatten(0, -2).amax(0)})
-    hooks = [m.register_forward_pre_hook(watch(name)) for name, m in linears.items()]
-    train.evaluate(model, *text.batch(64, 64, torch.Generator().manual_seed(1)))  # of the training text
-    for hook in hooks:
-        hook.remove()
-    for name, m in linears.items():
-        w = m.weight.detach()
+    largest = lowbits.largest_inputs(model, text.batch(64, 64, torch.Generator().manual_seed(1))[0])  # of the training text
+
+    def int8(name, layer):
+        w = layer.weight.detach()
         s = torch.ones(w.shape[1]) if alpha is None else LAB["smooth_scales"](largest[name], w, alpha)
         S = LAB["per_channel_scales"](w * s)
         q = LAB["quantize_affine"](w * s, S)
-        m.forward = lambda x, q=q, S=S[:, 0], s=s, b=m.bias: LAB["dynamic_int8_linear"]((x / s).flatten(0, -2), q, S, b).unflatten(0, x.shape[:-1])
-    return validation_loss(model, text)
+        return lambda x: LAB["dynamic_int8_linear"](x / s, q, S[:, 0], layer.bias)
+    return validation_loss(lowbits.replace_linears(model, int8), text)
 
 
 def validation_loss(model, text) -> float:

@@ -851,20 +851,15 @@ check(smooth_scales)
 # %% tags=["experiment"]
 def in_int8(model, alpha=None):
     """The loss with every linear layer of the blocks in int8, its inputs smoothed first if there is an alpha."""
-    model, largest = copy.deepcopy(model), {}
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "head"}
-    watch = lambda name: lambda m, args: largest.update({name: args[0].abs().flatten(0, -2).amax(0)})
-    hooks = [m.register_forward_pre_hook(watch(name)) for name, m in linears.items()]
-    train.evaluate(model, *text.batch(64, 64, torch.Generator().manual_seed(1)))  # of the training text
-    for hook in hooks:
-        hook.remove()
-    for name, m in linears.items():
-        w = m.weight.detach()
+    largest = lowbits.largest_inputs(model, text.batch(64, 64, torch.Generator().manual_seed(1))[0])  # of the training text
+
+    def int8(name, layer):
+        w = layer.weight.detach()
         s = torch.ones(w.shape[1]) if alpha is None else smooth_scales(largest[name], w, alpha)
         S = per_channel_scales(w * s)
-        m.forward = lambda x, q=quantize_affine(w * s, S), S=S[:, 0], s=s, b=m.bias: dynamic_int8_linear(
-            (x / s).flatten(0, -2), q, S, b).unflatten(0, x.shape[:-1])
-    return loss(model)
+        q = quantize_affine(w * s, S)
+        return lambda x: dynamic_int8_linear(x / s, q, S[:, 0], layer.bias)
+    return loss(lowbits.replace_linears(model, int8))
 
 # %% [markdown]
 # (About 5 seconds.)
@@ -873,12 +868,9 @@ def in_int8(model, alpha=None):
 factors = (1, 3, 10, 30, 100, 300)
 planted = {f: lowbits.plant_outliers(lm, f) for f in factors}
 rise = {name: [max(in_int8(planted[f], alpha) - loss(lm), 1e-5) for f in factors] for name, alpha in {"as it is": None, "smoothed": 0.5}.items()}
-seen_there, block = [], planted[100].blocks[0]
-hook = block.qkv.register_forward_pre_hook(lambda m, args: seen_there.append(args[0].abs().flatten(0, -2).amax(0)))
-loss(planted[100])
-hook.remove()
-x_max, w_max = torch.stack(seen_there).amax(0), block.qkv.weight.detach().abs().amax(0)
-s = smooth_scales(x_max, block.qkv.weight.detach())
+first = lowbits.linears(planted[100])["blocks.0.qkv"].weight.detach()
+x_max = lowbits.largest_inputs(planted[100], text.batch(64, 64, torch.Generator().manual_seed(1))[0])["blocks.0.qkv"]
+w_max, s = first.abs().amax(0), smooth_scales(x_max, first)
 
 # %% tags=["experiment"]
 fig, (left, right) = plots.figure(columns=2, size=(11.5, 4.2), alt="Left: rise of the loss over float32 against the factor of the outliers, "

@@ -60,3 +60,22 @@ def test_planted_outliers_change_the_inputs_and_not_the_outputs():
 
 def test_the_peak_of_integer_products_is_measured():
     assert timing.peak_flops("cpu", torch.int8) > 1e6
+
+
+def test_replaced_linear_layers_see_rows_and_leave_the_model_alone():
+    torch.manual_seed(0)
+    model, tokens = models.Transformer(d=32, layers=2, length=8), torch.randint(0, 96, (3, 8))
+    before, largest = model(tokens), lowbits.largest_inputs(model, tokens)
+    assert set(largest) == set(lowbits.linears(model)) and all(name.startswith("blocks") for name in largest)
+    seen = {}
+
+    def look(name, layer):
+        def rows(x):
+            seen[name] = x
+            return torch.nn.functional.linear(x, layer.weight, layer.bias)
+        return rows
+    torch.testing.assert_close(lowbits.replace_linears(model, look)(tokens), before)
+    for name, x in seen.items():
+        assert len(x) == tokens.numel()
+        torch.testing.assert_close(x.abs().amax(0), largest[name])
+    torch.testing.assert_close(model(tokens), before)
