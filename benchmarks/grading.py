@@ -64,14 +64,18 @@ def make_class(lab, size: int, folder: Path, seed: int = 0) -> Path:
     return write_class(folder, notebooks, lab)
 
 
-def ours(submissions: list, out: Path, *, speed: bool, jobs: int = 0) -> float:
-    """Wall seconds for the whole class, start of the workers included."""
+def ours(submissions: list, out: Path, *, speed: bool, jobs: int = 0) -> list[float]:
+    """Wall seconds until each of the class was graded, start of the workers included; the last is for the whole class."""
     from autograder.grade import grade
-    start = time.perf_counter()
+    start, ends = time.perf_counter(), []
     with Progress(transient=True) as bar:
         task = bar.add_task("grading", total=len(submissions))
-        grade(LAB, submissions, out, speed=speed, jobs=jobs, root=ROOT, progress=lambda _: bar.advance(task))
-    return time.perf_counter() - start
+
+        def one_more(_) -> None:
+            bar.advance(task)
+            ends.append(time.perf_counter() - start)
+        grade(LAB, submissions, out, speed=speed, jobs=jobs, root=ROOT, progress=one_more)
+    return [*ends[:-1], time.perf_counter() - start]
 
 
 def warm_process(lab, submissions: list) -> Cost:
@@ -160,20 +164,18 @@ def compare(size: int, sample: int, json_file: Path | None) -> None:
 
 
 def whole_class(size: int) -> None:
-    """Predict from a few submissions, then grade all, with speed targets."""
+    """Predict from the first sixteen submissions, then grade all, with speed targets."""
     from autograder.grade import find_submissions
     from autograder.judge import Lab
     lab, console = Lab(ROOT, LAB), Console()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         submissions = find_submissions(LAB, [make_class(lab, size, folder)])
-        few = submissions[:8]
-        first = ours(few[:2], folder / "warm", speed=True)
-        more = ours(few, folder / "few", speed=True)
-        each = max(more - first, 0.1) / (len(few) - 2)
-        estimate = first + each * (size - 2)
+        few = ours(submissions[:16], folder / "few", speed=True)
+        each = (few[-1] - few[1]) / (len(few) - 2)      # without the start of the workers
+        estimate = few[1] + each * (size - 2)
         console.print(f"Estimate for {size} submissions: {estimate / 60:.1f} minutes ({each:.2f} s each).")
-        took = ours(submissions, folder / "results", speed=True)
+        took = ours(submissions, folder / "results", speed=True)[-1]
         console.print(f"It took {took / 60:.1f} minutes ({took / size:.2f} s each), {took / estimate:.0%} of the estimate.")
 
 
