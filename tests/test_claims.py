@@ -88,3 +88,12 @@ def test_full_run_prefers_the_file_beside_the_notebook(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="99_nothing"):
         (tmp_path / "full_run.json").unlink()
         claims.full_run("99_nothing")
+
+
+def test_in_a_labs_folder_another_labs_results_are_still_its_own(tmp_path, monkeypatch):
+    folder = tmp_path / "24_quantization"
+    folder.mkdir()
+    (folder / "full_run.json").write_text(json.dumps({"mine": 1}))
+    monkeypatch.chdir(folder)
+    assert claims.full_run("24_quantization") == {"mine": 1}
+    assert "escape" in claims.full_run("11_saddle_points")
