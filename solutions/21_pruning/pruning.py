@@ -1,0 +1,774 @@
+# %% [markdown]
+# # 21 · Pruning
+#
+# A trained network survives the loss of most of its weights. Which weights can go, how many, and does the network
+# get faster without them?
+#
+# By the end you will have made this picture: the accuracy of a convolutional network against how many times smaller it
+# has become, for three ways to prune, and beside it the time that it really takes, with zeros and without them.
+#
+# | | |
+# | --- | --- |
+# | Time | about 5 hours |
+# | You need | convolutions, BatchNorm, SGD with momentum, lab 11 |
+# | Data | glyphs; they are on this machine, no network is needed |
+# | A GPU adds | nothing: the network is small |
+#
+# Before each experiment you are asked to **predict** its outcome. Write a line in the cell below the question, then
+# run the experiment. A wrong prediction costs nothing and teaches the most. Code that would tell the outcome is
+# folded: run it first, and then open it (a click on the three dots) and play with it.
+
+# %% tags=["setup"]
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from course import claims, plots, pruning, timing, train
+from course.check import check, find_lab, setup, speed
+
+setup("21_pruning")
+State = dict[str, Tensor]  # what an optimiser remembers, or a network: its tensors by name
+
+# %% [markdown]
+# ### Notation
+#
+# $w$ is a weight, and $m$ its *mask*: 1 (`True`) if it stays, 0 (`False`) if it is pruned; the network computes with
+# $w \cdot m$. The *sparsity* $s$ is the share that is pruned. $g = \partial L / \partial w$ is the gradient of
+# the loss. A convolution's weight is $[o, i, 3, 3]$: $o$ *filters*, one for each output channel, that read $i$ input
+# channels. A BatchNorm multiplies its channel by the *gain* $\gamma / \sqrt{\sigma^2 + \epsilon}$.
+
+# %% [markdown]
+# ## The network
+#
+# It reads digits and capital letters, 36 classes, in 18 fonts and distorted, at 14 × 14 pixels. Three convolutions
+# of 32, 64 and 128 filters, each with BatchNorm and ReLU, with max-pooling between them; then the mean over all places and a
+# linear layer, the *head*. `make_network.py`, which lies beside this notebook, trained it on 10,000 images by SGD.
+# Surgery needs the network open, so here it is a dict of tensors, `dense`. (About 5 seconds, for the images.)
+
+# %% tags=["experiment"]
+torch.set_num_threads(1)  # small tensors: a second thread would only get in the way
+glyphs = pruning.glyphs()
+quick = replace(glyphs, test_x=glyphs.test_x[:1000], test_y=glyphs.test_y[:1000])  # half of the test images
+dense = pruning.network(find_lab("21_pruning"))
+weights, LAYERS = list(pruning.weights(dense).values()), ("conv 1", "conv 2", "conv 3", "head")
+accuracy = lambda state, gates=None: 100 * pruning.accuracy(state, quick.test_x, quick.test_y, gates)  # per cent
+for name, w in zip(LAYERS, weights):
+    print(f"{name:<7} {str(list(w.shape)):<16} {w.numel():>7,} weights, {w.abs().mean():.3f} in size on average")
+print(f"{pruning.multiply_adds(dense):,} multiply-adds for an image; accuracy {accuracy(dense):.1f}%")
+
+# %% [markdown]
+# ## 1 · `magnitude_mask`: the small ones go
+#
+# The oldest criterion is still hard to beat: a weight near zero does little, so let those with the smallest $|w|$ go.
+# Of $n$ weights exactly $k = \operatorname{round}(s\,n)$ are pruned. (To compare with a threshold is not the same: it takes all
+# equal weights or none, and after a first pruning many weights are equal: they are zero.)
+#
+# **Predict:** each of the four weights loses the same share, and nothing is trained afterwards. Which share costs
+# the first point of accuracy if the small weights go? And if random weights go, or the largest?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def magnitude_mask(weight: Float[Tensor, "*shape"], sparsity: float) -> Bool[Tensor, "*shape"]:
+    """True where a weight stays. Of its n numbers exactly round(sparsity * n) are pruned, those with the smallest |w|
+    (Han et al. 2015); which of equal ones is free."""
+    ### BEGIN SOLUTION
+    order = weight.abs().flatten().argsort()
+    mask = torch.ones(len(order), dtype=torch.bool)
+    mask[order[:round(sparsity * len(order))]] = False
+    return mask.view(weight.shape)
+    ### END SOLUTION
+
+
+# %%
+check(magnitude_mask)
+
+# %% [markdown]
+# (About 5 seconds.)
+
+# %% tags=["experiment"]
+shares = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+random = torch.Generator().manual_seed(0)
+rules = {"smallest": lambda w, s: magnitude_mask(w, s), "random": lambda w, s: magnitude_mask(torch.rand(w.shape, generator=random), s),
+         "largest": lambda w, s: ~magnitude_mask(w, 1 - s)}
+found = {name: [accuracy(pruning.masked(dense, [rule(w, s) for w in weights])) for s in shares] for name, rule in rules.items()}
+fig, (left, right) = plots.figure(columns=2, size=(10.6, 4), alt="Left: histogram of the weights of conv 2, many near zero; those that half the "
+    "sparsity prunes lie in the middle. Right: accuracy against sparsity. " + "; ".join(
+        f"{name}: {', '.join(f'{a:.0f}' for a in row)}" for name, row in found.items()) + f", at {', '.join(f'{s:.0%}' for s in shares)}.")
+middle, stays = weights[1].flatten(), magnitude_mask(weights[1], 0.5).flatten()
+left.hist([middle[stays], middle[~stays]], bins=60, stacked=True, color=[plots.PALETTE[0], plots.PALETTE[6]], label=["stays", "pruned"])
+left.set(xlabel="weight of conv 2", ylabel="how many")
+left.set_title("Half of a layer", loc="left", **plots.TITLE)
+left.legend(frameon=False)
+plots.lines(found, x=[100 * s for s in shares], ax=right, alt="", title="The same share of each layer", xlabel="sparsity (%)", ylabel="test accuracy (%)")
+plots.show(fig)
+
+# %% [markdown]
+# TEXT1
+
+# %% [markdown]
+# ## 2 · `global_magnitude_masks`: which layer pays?
+#
+# Must every layer give the same share? conv 1 has 288 weights, conv 3 has 73,728. So put the weights of all layers into one
+# order, and prune the smallest of all: then the layers share a *threshold*, not a share.
+#
+# **Predict:** at a sparsity of 70%, which layer loses most, and which least? Does it help?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def global_magnitude_masks(weights: list[Float[Tensor, "*shape"]], sparsity: float) -> list[Bool[Tensor, "*shape"]]:
+    """A mask for each tensor. Of the n numbers of all tensors together exactly round(sparsity * n) are pruned, those with the
+    smallest |w| of all; which of equal ones is free."""
+    ### BEGIN SOLUTION
+    together = magnitude_mask(torch.cat([w.flatten() for w in weights]), sparsity)
+    parts = together.split([w.numel() for w in weights])
+    return [part.view(w.shape) for part, w in zip(parts, weights)]
+    ### END SOLUTION
+
+
+# %%
+check(global_magnitude_masks)
+
+# %% tags=["experiment"]
+one_order = [accuracy(pruning.masked(dense, global_magnitude_masks(weights, s))) for s in shares]
+stay = {name: 100 * m.float().mean().item() for name, m in zip(LAYERS, global_magnitude_masks(weights, 0.7))}
+fig, (left, right) = plots.figure(columns=2, size=(10.6, 4), alt=f"Left: what stays of each layer at a sparsity of 70% in one order: "
+    f"{', '.join(f'{name} {share:.0f}%' for name, share in stay.items())}. Right: accuracy in one order {', '.join(f'{a:.0f}' for a in one_order)}, "
+    f"with the same share of each layer {', '.join(f'{a:.0f}' for a in found['smallest'])}, at {', '.join(f'{s:.0%}' for s in shares)}.")
+plots.bars(stay, ax=left, alt="", title="One order: what stays at 70%", xlabel="share of the layer's weights (%)", form="{:.0f}")
+plots.lines({"one order for all": one_order, "the same share of each": found["smallest"]}, x=[100 * s for s in shares], ax=right, alt="",
+            title="Nothing is trained afterwards", xlabel="sparsity (%)", ylabel="test accuracy (%)")
+plots.show(fig)
+
+# %% [markdown]
+# TEXT2
+#
+# **Play.** Each square is one 3 × 3 kernel of conv 2: how many of its nine weights are left? Move the sparsity. Do whole
+# rows (filters) or columns (input channels) vanish?
+
+# %% tags=["experiment"]
+from course.sliders import Slider, show
+
+def draw(sparsity):
+    masks = global_magnitude_masks(weights, sparsity)
+    left_over = masks[1].flatten(2).sum(2)  # [64, 32], 0 ... 9
+    right = accuracy(pruning.masked(dense, masks))
+    fig, ax = plots.figure(f"{sparsity:.0%} of all weights pruned: accuracy {right:.1f}%", "input channel of conv 2", "filter of conv 2", size=(6.4, 6.4),
+                           alt=f"Map of the 64 by 32 kernels of conv 2 at a sparsity of {sparsity:.0%}: {left_over.float().mean():.1f} of nine weights are "
+                               f"left on average, and none in {(left_over == 0).float().mean():.0%} of the kernels. Accuracy {right:.1f}%.")
+    image = ax.imshow(left_over, cmap="cividis", vmin=0, vmax=9, aspect="auto")
+    fig.colorbar(image, label="weights left in a kernel")
+    ax.grid(visible=False)
+    plots.show(fig)
+
+show(draw, sparsity=Slider(0, 0.98, start=0.7, step=0.02, label="sparsity"))
+
+# %% [markdown]
+# ## 3 · `masked_step`: training on, with holes
+#
+# What pruning has broken, more training can mend: *finetuning*. But it must not bring the pruned weights back. One step of SGD
+# with momentum $\beta$ (`momentum`), weight decay $\lambda$ and learning rate $\eta$ is
+#
+# $$v \leftarrow m \cdot \big(\beta v + g + \lambda w\big), \qquad w \leftarrow m \cdot (w - \eta\, v).$$
+#
+# Both need the mask: the weight, since one that was pruned just now still has its old value; and the velocity, since it
+# would move the weight on, or wait in the state until the mask changes. As in lab 11 the state is a dict, empty before the first step.
+#
+# **Predict:** at a sparsity of 90% hardly an image is read correctly. How far do 100 steps bring the network back? (An epoch has
+# 156 steps.) And with an *ordinary* step: how many of the pruned weights would still be zero after one step?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def masked_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State, mask: Bool[Tensor, "*shape"], lr: float = 0.1,
+                momentum: float = 0.9, weight_decay: float = 0.0) -> tuple[Tensor, State]:
+    """One step of torch.optim.SGD with momentum and weight decay for the weights whose mask is True. The others are zero
+    afterwards, and so is their velocity: one that comes back later starts from zero, at rest."""
+    ### BEGIN SOLUTION
+    v = mask * (momentum * state.get("v", 0.0) + grad + weight_decay * param)
+    return mask * (param - lr * v), {"v": v}
+    ### END SOLUTION
+
+
+# %%
+check(masked_step)
+
+# %% [markdown]
+# `finetune` trains a copy on with your step; `masks_at(t, weights)` gives the masks before step $t$, or None: as before.
+
+# %%
+def finetune(state, masks_at, steps, every=None, lr=0.1, step=masked_step, **hyper):
+    """The network after `steps` steps with a falling learning rate, and its history, evaluated every so many steps."""
+    net = pruning.module(state)
+    optimizer = pruning.optimizer(step, masks_at, **({"weight_decay": 5e-4} | hyper))
+    history = train.train(net, quick, optimizer=optimizer, steps=steps, eval_every=every, lr=lambda t: lr * (1 - t / steps),
+                          device="cpu", progress=False)
+    return pruning.state_of(net), history
+
+def from_the_start(masks):
+    return lambda t, weights: masks if t == 0 else None
+
+# %% [markdown]
+# (About 15 seconds.)
+
+# %% tags=["experiment"]
+courses = {}
+for s in (0, 0.8, 0.9, 0.95, 0.98):
+    masks = global_magnitude_masks(weights, s)
+    _, history = finetune(dense, from_the_start(masks), steps=100, every=20)
+    courses["dense" if s == 0 else f"{s:.0%} pruned"] = [accuracy(pruning.masked(dense, masks)), *(100 * history.accuracy).tolist()]
+plots.lines(courses, x=range(0, 101, 20), title="Pruned at once, then trained on", xlabel="step of finetuning", ylabel="test accuracy (%)", size=(7.6, 4),
+            alt="Accuracy before the finetuning and after every 20 steps. " + "; ".join(f"{name}: {', '.join(f'{a:.0f}' for a in row)}"
+                                                                                      for name, row in courses.items()) + ".")
+masks = global_magnitude_masks(weights, 0.9)
+anything_goes = lambda param, grad, state, mask, **hyper: masked_step(param, grad, state, torch.ones_like(mask), **hyper)
+after, _ = finetune(pruning.masked(dense, masks), from_the_start(masks), steps=1, step=anything_goes)
+still = sum((w[~m] == 0).sum() for w, m in zip(pruning.weights(after).values(), masks)) / sum((~m).sum() for m in masks)
+print(f"after one step without the masks {still:.1%} of the pruned weights are still zero")
+
+# %% [markdown]
+# TEXT3
+
+# %% [markdown]
+# ## 4 · `cubic_sparsity`: little by little
+#
+# At high sparsity so much breaks at once that finetuning has to begin from rubble. *Gradual* pruning lets the network adapt in
+# between: the sparsity rises from $s_i$ to $s_f$ while it trains from step $t_0$ (`begin`) to $t_1$ (`end`), and every few steps
+# the masks are chosen anew, from the weights as they are by then. Zhu and Gupta's curve prunes fast at first, while there is
+# much to choose from, and slowly at last:
+#
+# $$s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^{3}, \qquad t_0 \le t \le t_1,$$
+#
+# $s_i$ before, and $s_f$ after that.
+#
+# **Predict:** the same 200 steps, the same 97% in the end: all pruned at step 0, or rising until step 120. Which is better in the end, and
+# what does the accuracy look like on the way?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
+    """The sparsity at `step`: `initial` up to step `begin`, `final` from step `end` on, and between them the cubic curve (Zhu & Gupta
+    2017, equation 1)."""
+    ### BEGIN SOLUTION
+    t = min(max((step - begin) / (end - begin), 0.0), 1.0)
+    return final + (initial - final) * (1 - t) ** 3
+    ### END SOLUTION
+
+
+# %%
+check(cubic_sparsity)
+
+# %% [markdown]
+# (About 15 seconds.)
+
+# %% tags=["experiment"]
+def gradually(final, end, every=5):
+    """Masks for `finetune`: the sparsity rises to `final` until step `end`, with new masks every few steps."""
+    return lambda t, weights: global_magnitude_masks(weights, cubic_sparsity(t, 0, end, final)) if t % every == 0 and t <= end else None
+
+STEPS, FINAL, END = 200, 0.97, 120
+ways = {"all at once": from_the_start(global_magnitude_masks(weights, FINAL)), "little by little": gradually(FINAL, END)}
+rises = {"all at once": [FINAL] * (STEPS + 1), "little by little": [cubic_sparsity(t, 0, END, FINAL) for t in range(STEPS + 1)]}
+histories = {name: finetune(dense, masks_at, STEPS, every=20)[1] for name, masks_at in ways.items()}
+
+# %% tags=["experiment"]
+fig, (left, right) = plots.figure(columns=2, size=(10.6, 4), alt=f"Left: sparsity against the step, {FINAL:.0%} from the start, or rising steeply and then ever more "
+    f"slowly until step {END}. Right: accuracy every 20 steps. " + "; ".join(f"{name}: {', '.join(f'{100 * a:.0f}' for a in h.accuracy)}" for name, h in histories.items()) + ".")
+plots.lines({name: [100 * s for s in row] for name, row in rises.items()}, ax=left, alt="", marks=False, title="Two ways to the same sparsity", xlabel="step", ylabel="sparsity (%)")
+plots.lines({name: (h.eval_steps, 100 * h.accuracy) for name, h in histories.items()}, ax=right, alt="", title="What they lead to", xlabel="step",
+            ylabel="test accuracy (%)")
+plots.show(fig)
+
+# %% [markdown]
+# TEXT4
+
+# %% [markdown]
+# ## 5 · `storage_bytes`: what a zero saves
+#
+# A zero that is stored as a number saves nothing. Three ways to store $n$ places of which $k$ (`kept`) hold a number, with $b$ bytes
+# (`value_bytes`) for each:
+#
+# - `"dense"`: all $n$ numbers, zeros too;
+# - `"bitmask"`: the $k$ numbers, and one bit for each of the $n$ places, eight to a byte (the last byte may be only partly used);
+# - `"index"`: the $k$ numbers, each with its place $0, \dots, n - 1$ as an integer of the fewest bytes that can name every place: 1, 2, 4 or 8.
+#
+# **Predict:** for the 97,000 weights of our network in float32, at which sparsity does the bitmask become smaller than dense? And the index
+# smaller than the bitmask? What changes if the numbers are int8?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def storage_bytes(n: int, kept: int, value_bytes: int = 4) -> dict[str, int]:
+    """Bytes in each of three formats, {"dense": ..., "bitmask": ..., "index": ...}, for n places of which `kept` hold a number of
+    `value_bytes` bytes."""
+    ### BEGIN SOLUTION
+    place = next(width for width in (1, 2, 4, 8) if n <= 256**width)
+    return {"dense": n * value_bytes, "bitmask": kept * value_bytes + (n + 7) // 8, "index": kept * (value_bytes + place)}
+    ### END SOLUTION
+
+
+# %%
+check(storage_bytes)
+
+# %% tags=["experiment"]
+n = sum(w.numel() for w in weights)
+axis = [k / 200 for k in range(201)]
+fig, panels = plots.figure(columns=2, size=(10.6, 4), alt=f"Kilobytes of {n:,} places against sparsity, in three formats, with numbers of four bytes and of one. The lines of "
+                           "bitmask and index fall with sparsity, dense is flat; index is the steepest and the last to win.")
+for ax, width in zip(panels, (4, 1)):
+    table = [storage_bytes(n, round((1 - s) * n), width) for s in axis]
+    plots.lines({name: [row[name] / 1000 for row in table] for name in table[0]}, x=[100 * s for s in axis], ax=ax, alt="", marks=False, logy=True,
+                title=f"{n:,} places, {width} byte{'s' * (width > 1)} a number", xlabel="sparsity (%)", ylabel="kilobytes")
+    ax.set_ylim(0.8 * n / 8000, 2.5 * n * width / 1000)
+    first = {name: next(s for s, row in zip(axis, table) if row[name] == min(row.values())) for name in ("bitmask", "index")}
+    print(f"{width} byte(s) a number: smallest is the bitmask from {first['bitmask']:.1%}, the index from {first['index']:.1%}")
+plots.show(fig)
+one_threshold = {s: [int(m.sum()) for m in global_magnitude_masks(weights, s)] for s in (0.8, 0.9, 0.95)}
+for s, kept in one_threshold.items():
+    each = [storage_bytes(w.numel(), k) for w, k in zip(weights, kept)]
+    best = sum(min(row.values()) for row in each)
+    print(f"{s:.0%} pruned: {sum(row['dense'] for row in each) / best:.1f} times smaller, each layer in its best format "
+          f"({', '.join(min(row, key=row.get) for row in each)})")
+
+# %% [markdown]
+# TEXT5
+
+# %% [markdown]
+# ## 6 · `filter_importance`: a filter as a whole
+#
+# Zeros that lie here and there save memory, but a processor multiplies matrices, and a matrix with holes is as large as one
+# without. What makes it smaller is to remove a whole filter. Which? Li et al. add up the sizes of its weights:
+#
+# $$I_o = |a_o| \sum_{i,x,y} |w_{o,i,x,y}|.$$
+#
+# Theirs is the sum alone, $a_o = 1$. But a BatchNorm stands after our convolutions. It divides by whatever size comes in, so that a filter
+# with half the weights does the same. What leaves the BatchNorm is the filter's output times the gain, so let $a_o$ be the gain.
+#
+# **Predict:** every layer loses the same share of its filters, and nothing is trained. A quarter of the filters, the least important ones by
+# the sum alone, or with the gain, or random ones: how much accuracy is left?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def filter_importance(weight: Float[Tensor, "o *rest"], gain: Float[Tensor, "o"] | None = None) -> Float[Tensor, "o"]:
+    """For each filter, the sum of the absolute values of its weights (Li et al. 2017, section 3.1), times the absolute value of its
+    gain if there is one."""
+    ### BEGIN SOLUTION
+    sums = weight.abs().flatten(1).sum(1)
+    return sums if gain is None else sums * gain.abs()
+    ### END SOLUTION
+
+
+# %%
+check(filter_importance)
+
+# %% [markdown]
+# A *gate* for each filter multiplies its channel after the ReLU; a gate of 0 masks the filter. (About 5 seconds.)
+
+# %% tags=["experiment"]
+convs, gains = weights[:3], pruning.gains(dense)
+kept_shares = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.6, 0.5)
+same_share = lambda importance, share: [magnitude_mask(i, 1 - share).float() for i in importance]
+by_sum, by_gain = [filter_importance(w) for w in convs], [filter_importance(w, a) for w, a in zip(convs, gains)]
+random = torch.Generator().manual_seed(0)
+draws = [[torch.rand(len(w), generator=random) for w in convs] for _ in range(5)]
+chance = torch.tensor([[accuracy(dense, same_share(draw, share)) for share in kept_shares] for draw in draws])
+filters = {"sum": [accuracy(dense, same_share(by_sum, share)) for share in kept_shares],
+           "sum times gain": [accuracy(dense, same_share(by_gain, share)) for share in kept_shares], "random": chance.mean(0).tolist()}
+plots.lines(filters, x=[100 * (1 - share) for share in kept_shares], bands={"random": (chance.amin(0), chance.amax(0))}, xlabel="filters masked in each layer (%)",
+            ylabel="test accuracy (%)", title="Nothing is trained (band: five random choices)", alt="Accuracy against the share of masked filters. " + "; ".join(
+                f"{name}: {', '.join(f'{a:.0f}' for a in row)}" for name, row in filters.items()) + f", at {', '.join(f'{1 - share:.0%}' for share in kept_shares)}.")
+
+# %% [markdown]
+# TEXT6
+
+# %% [markdown]
+# ## 7 · `taylor_importance`: ask the loss
+#
+# Size is a guess at importance. The question itself is: by how much does the loss change if this weight becomes zero? To first order
+#
+# $$L(w) - L(0) \approx g \cdot w .$$
+#
+# A trained network has a mean gradient near zero, so the sign says little; but batch by batch the product is large where much hangs on the weight. So Molchanov et al.
+# take its square, averaged over batches. Weights that go *together* (a filter, the set $S$) are summed first, since their changes may cancel:
+#
+# $$I_w = \operatorname{mean}_b \big(g_b\, w\big)^2, \qquad I_S = \operatorname{mean}_b \Big(\sum_{w \in S} g_b\, w\Big)^2 .$$
+#
+# One backward pass for each batch, and all weights have their importance. It can be compared across layers, too: it is in units of the loss.
+#
+# **Predict:** we mask each of the 224 filters alone and measure the loss. Which guess comes nearer to the truth, the sum times gain or Taylor's? And if you
+# prune *weights* by $I_w$ instead of by size, without training: better or worse?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def taylor_importance(weight: Float[Tensor, "o *rest"], grads: Float[Tensor, "b o *rest"], per_filter: bool = False) -> Tensor:
+    """The mean over the b batches of (weight * gradient)**2 (Molchanov et al. 2019, equation 8), with the shape of `weight`; with
+    `per_filter` the products are summed over each filter before they are squared, and the shape is [o]."""
+    ### BEGIN SOLUTION
+    change = weight * grads  # [b, o, ...]
+    if per_filter:
+        change = change.flatten(2).sum(2)
+    return change.square().mean(0)
+    ### END SOLUTION
+
+
+# %%
+check(taylor_importance)
+
+# %% [markdown]
+# (About 15 seconds.)
+
+# %% tags=["experiment"]
+grads = pruning.gradients(dense, glyphs.train_x[:2000], glyphs.train_y[:2000])  # of 20 batches, [20, *shape] for each weight
+taylor = [taylor_importance(w, g, per_filter=True) for w, g in zip(convs, grads)]
+
+@torch.no_grad()
+def loss_without(layer, filter, x=glyphs.train_x[:300], y=glyphs.train_y[:300]):
+    gates = [torch.ones(len(w)) for w in convs]
+    if filter is not None:
+        gates[layer][filter] = 0
+    return F.cross_entropy(pruning.forward(dense, x, gates), y).item()
+
+whole = loss_without(0, None)
+change = [torch.tensor([abs(loss_without(k, o) - whole) for o in range(len(w))]) for k, w in enumerate(convs)]
+
+# %% tags=["experiment"]
+def rank_correlation(a, b):
+    """Spearman's: 1 if a and b put things into the same order, 0 if the orders have nothing in common."""
+    ranks = torch.stack([torch.cat(t).argsort().argsort().double() for t in (a, b)])
+    return torch.corrcoef(ranks)[0, 1].item()
+
+guesses = {"sum times gain": by_gain, "Taylor": [i.sqrt() for i in taylor]}
+agree = {name: rank_correlation(guess, change) for name, guess in guesses.items()}
+fig, panels = plots.figure(columns=2, size=(10.6, 4.2), alt="Change of the loss when one filter is masked, against its guessed importance, for 224 filters in three layers; "
+                           + ", ".join(f"{name}: rank correlation {r:.2f}" for name, r in agree.items()) + ".")
+for ax, (name, guess) in zip(panels, guesses.items()):
+    for (layer, look), i, c in zip(plots.looks(LAYERS[:3]).items(), guess, change):
+        ax.plot(i, c.clamp(min=1e-6), linestyle="none", marker=look["marker"], color=look["color"], markersize=4, label=layer)
+    ax.set(xscale="log", yscale="log", xlabel=f"importance by {name}", ylabel="change of the loss without it (nats)")
+    ax.set_title(f"{name}: rank correlation {agree[name]:.2f}", loc="left", **plots.TITLE)
+panels[0].legend(frameon=False)
+plots.show(fig)
+
+# %% tags=["experiment"]
+across = lambda importance, share: [m.float() for m in global_magnitude_masks(importance, 1 - share)]
+filters |= {"Taylor, same share": [accuracy(dense, same_share(taylor, share)) for share in kept_shares],
+            "Taylor, one order": [accuracy(dense, across(taylor, share)) for share in kept_shares]}
+by_taylor = [taylor_importance(w, g) for w, g in zip(weights, grads)]
+single = {"by size": one_order, "by Taylor": [accuracy(pruning.masked(dense, global_magnitude_masks(by_taylor, s))) for s in shares]}
+
+# %% tags=["experiment"]
+fig, (left, right) = plots.figure(columns=2, size=(11.6, 4), alt="Left: accuracy against the share of masked filters. " + "; ".join(
+    f"{name}: {', '.join(f'{a:.0f}' for a in row)}" for name, row in filters.items()) + ". Right: single weights in one order, " + "; ".join(
+    f"{name}: {', '.join(f'{a:.0f}' for a in row)}" for name, row in single.items()) + ".")
+plots.lines(filters, x=[100 * (1 - share) for share in kept_shares], ax=left, alt="", title="Filters", xlabel="filters masked (%)", ylabel="test accuracy (%)")
+plots.lines(single, x=[100 * s for s in shares], ax=right, alt="", title="Single weights, one order for all", xlabel="sparsity (%)", ylabel="test accuracy (%)")
+plots.show(fig)
+
+# %% [markdown]
+# TEXT7
+
+# %% [markdown]
+# ### Question (10 points)
+#
+# Why is a filter with small weights not an unimportant filter? Write three to five sentences: what BatchNorm has to do with it, what the gain repairs and
+# what it leaves out, and why the squares are taken batch by batch although the network is trained and its mean gradient is nearly zero. Use your figures.
+
+# %% [markdown] tags=["written"] points=10 name="small_filters"
+# WRITTEN1
+
+# %% [markdown]
+# ## 8 · `prune_filters`: surgery
+#
+# To mask a filter, set $\gamma = \beta = 0$ in its BatchNorm: its channel is then zero. (To set its *weights* to zero is not enough: BatchNorm
+# would turn them into the constant $\beta - \gamma \mu / \sigma$.) A channel of zeros adds nothing to what the next layer sums up. So all of
+# it can be taken out, and the output stays the same:
+#
+# - the filter's row of `convs.k.weight`,
+# - its four numbers in `norms.k`: `weight` ($\gamma$), `bias` ($\beta$), `running_mean` and `running_var`,
+# - the input channel that it fed: a column of `convs.{k+1}.weight`, or of `head.weight` after the last convolution.
+#
+# What is left is an ordinary, smaller, dense network. `keep[k]` lists the filters that layer $k$ keeps.
+#
+# **Predict:** half of the filters of each layer go. What share of the weights is left, and what share of the multiply–adds? Of the time?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def prune_filters(state: State, keep: list[Int[Tensor, "kept"]]) -> State:
+    """The small network, with the same names: of convolution k only the filters keep[k], in their order (Li et al. 2017, section 3).
+    It computes what `state` computes with the other filters masked. `state` has convs.{k}.weight [o, i, 3, 3],
+    norms.{k}.weight, .bias, .running_mean, .running_var [o] for each k, head.weight [classes, o of the last] and head.bias."""
+    ### BEGIN SOLUTION
+    small = dict(state)
+    for k, stay in enumerate(keep):
+        reader = f"convs.{k + 1}.weight" if k + 1 < len(keep) else "head.weight"
+        small[reader] = small[reader][:, stay]
+        for name in [f"convs.{k}.weight", *(f"norms.{k}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))]:
+            small[name] = small[name][stay]
+    return small
+    ### END SOLUTION
+
+
+# %%
+check(prune_filters)
+
+# %% [markdown]
+# The operation at five sizes, each followed by 100 steps of finetuning. (About 10 seconds.)
+
+# %% tags=["experiment"]
+rows_of = lambda gates: [gate.nonzero()[:, 0] for gate in gates]
+small, half = {}, same_share(taylor, 0.5)
+difference = (pruning.forward(prune_filters(dense, rows_of(half)), quick.test_x) - pruning.forward(dense, quick.test_x, half)).abs().max()
+print(f"largest difference of a logit between the small network and the masked one: {difference:.1e}")
+for share in (1.0, 0.75, 0.5, 0.375, 0.25):
+    cut = prune_filters(dense, rows_of(same_share(taylor, share)))
+    small[share] = cut, finetune(cut, from_the_start(None), 100)[0]
+count = lambda state: sum(t.numel() for t in state.values())
+work = [pruning.multiply_adds(cut) / 1e6 for cut, _ in small.values()]
+curves = {"after the operation": [accuracy(cut) for cut, _ in small.values()], "and 100 steps": [accuracy(tuned) for _, tuned in small.values()]}
+for share, (cut, _) in small.items():
+    print(f"{share:.1%} of the filters: {count(cut) / count(dense):.1%} of the numbers, {pruning.multiply_adds(cut) / pruning.multiply_adds(dense):.1%} of the multiply-adds")
+fig, ax = plots.figure(size=(7, 4), alt=f"Accuracy against millions of multiply-adds ({', '.join(f'{m:.2f}' for m in work)}): " + "; ".join(
+    f"{name} {', '.join(f'{a:.1f}' for a in row)}" for name, row in curves.items()) + ".")
+plots.lines(curves, x=work, ax=ax, alt="", logx=True, title="The same share of each layer, by Taylor", xlabel="multiply–adds of an image (millions)",
+            ylabel="test accuracy (%)")
+ax.set_xticks(work, [f"{m:.2f}" for m in work])
+ax.minorticks_off()
+plots.show(fig)
+
+# %% [markdown]
+# TEXT8
+
+# %% [markdown]
+# ## Optional · `sensitivity`: one layer at a time
+#
+# How much can each layer lose *alone*? Prune one of them, leave all others whole, measure, and put it back. It is the usual first look at a
+# new network: it finds the layer that must be left alone.
+#
+# **Predict:** which of the four layers can lose most, and which one hurts at once?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def sensitivity(accuracy: Callable[[list[Tensor]], float], weights: list[Float[Tensor, "*shape"]],
+                sparsities: list[float]) -> Float[Tensor, "layers sparsities"]:
+    """Entry [i, j]: what `accuracy` says of all weights (a list, in order) when only weight i is pruned, by magnitude_mask at
+    sparsities[j]."""
+    ### BEGIN SOLUTION
+    table = torch.zeros(len(weights), len(sparsities))
+    for i, weight in enumerate(weights):
+        for j, sparsity in enumerate(sparsities):
+            pruned = weight * magnitude_mask(weight, sparsity)
+            table[i, j] = accuracy([*weights[:i], pruned, *weights[i + 1:]])
+    return table
+    ### END SOLUTION
+
+
+# %%
+check(sensitivity)
+
+# %% tags=["experiment"]
+levels = [0.2, 0.5, 0.7, 0.8, 0.9, 0.95]
+of_weights = lambda given: accuracy(dense | dict(zip(pruning.weights(dense), given)))
+table = sensitivity(of_weights, weights, levels)
+plots.lines(dict(zip(LAYERS, table)), x=[100 * s for s in levels], title="One layer pruned, the others whole", xlabel="sparsity of the one layer (%)",
+            ylabel="test accuracy (%)", alt="Accuracy against the sparsity of a single layer. " + "; ".join(
+                f"{name}: {', '.join(f'{a:.0f}' for a in row)}" for name, row in zip(LAYERS, table)) + f", at {', '.join(f'{s:.0%}' for s in levels)}.")
+
+# %% [markdown]
+# TEXTS
+
+# %% [markdown]
+# ## Optional · `soft_threshold`: weights that want to be zero
+#
+# Instead of choosing weights afterwards, let the training make zeros: add $\lambda \sum |w|$ to the loss. Its gradient, $\pm\lambda$, jumps at zero, and
+# steps along it leap over zero for ever. The *proximal* step does better: after the ordinary step, every weight comes nearer to zero by
+# $t = \eta \lambda$, and stops there:
+#
+# $$\operatorname{prox}(w) = \arg\min_x \tfrac12 (x - w)^2 + t\,|x| = \operatorname{sign}(w) \max(|w| - t, 0).$$
+#
+# **Predict:** 150 steps from the trained network, with three values of λ. Is the network better or worse than one pruned to the same sparsity by size, and
+# finetuned as long?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def soft_threshold(w: Float[Tensor, "*shape"], t: float) -> Float[Tensor, "*shape"]:
+    """Every number nearer to zero by t, those up to t exactly zero: the proximal step of t * |x| (Parikh & Boyd 2014, section 6.5.2)."""
+    ### BEGIN SOLUTION
+    return w.sign() * (w.abs() - t).clamp(min=0)
+    ### END SOLUTION
+
+
+# %%
+check(soft_threshold)
+
+# %% [markdown]
+# (About 25 seconds.)
+
+# %% tags=["experiment"]
+def proximal_step(param, grad, state, mask, lr, strength, **hyper):
+    """An ordinary step, and then the proximal one, for the weights alone: the vectors of BatchNorm and head are left as they are."""
+    new, state = masked_step(param, grad, state, mask, lr=lr, **hyper)
+    return (soft_threshold(new, lr * strength) if param.ndim > 1 else new), state
+
+learned, chosen = [], []
+for strength in (0.0003, 0.001, 0.003):
+    after, _ = finetune(dense, from_the_start(None), 150, step=proximal_step, strength=strength, weight_decay=0.0)
+    zeros = torch.cat([w.flatten() == 0 for w in pruning.weights(after).values()]).float().mean().item()
+    learned.append((100 * zeros, accuracy(after)))
+    chosen.append((100 * zeros, accuracy(finetune(dense, gradually(zeros, 90), 150)[0])))
+plots.lines({name: tuple(zip(*rows)) for name, rows in {"L1, proximal": learned, "by size, little by little": chosen}.items()}, xlabel="sparsity (%)", ylabel="test accuracy (%)",
+            title="The same 150 steps", alt="Accuracy against the sparsity reached. " + "; ".join(f"{name}: {', '.join(f'{a:.1f} at {s:.0f}%' for s, a in rows)}"
+                                                                                  for name, rows in {"L1": learned, "by size": chosen}.items()) + ".")
+
+# %% [markdown]
+# TEXTL
+
+# %% [markdown]
+# ## Optional · `hard_concrete_gate`: gates that learn
+#
+# Or count the open gates in the loss: $\lambda \sum_j [z_j \neq 0]$, an L0 norm, which has no gradient. Louizos et al. make the gate random, and train its
+# probability. With noise $u \in (0, 1)$ and one parameter $\log\alpha$ for each gate:
+#
+# $$s = \operatorname{sigmoid}\!\Big(\frac{\log u - \log(1 - u) + \log\alpha}{\beta}\Big), \qquad z = \min\!\big(1, \max(0,\; s\,(\zeta - \gamma) + \gamma)\big).$$
+#
+# With $\gamma < 0$ and $\zeta > 1$ the interval is stretched beyond 0 … 1 and clamped, so that $z$ is *exactly* 0 or 1 often, and has a gradient in between. The
+# chance to be open, and the gate used for evaluation, without noise:
+#
+# $$P(z \neq 0) = \operatorname{sigmoid}\!\Big(\log\alpha - \beta \log\frac{-\gamma}{\zeta}\Big), \qquad \hat z = \min\!\big(1, \max(0,\; \operatorname{sigmoid}(\log\alpha)(\zeta - \gamma) + \gamma)\big).$$
+#
+# (These γ and β are the paper's, and have nothing to do with BatchNorm's.)
+#
+# **Predict:** we train the 224 gates and nothing else, 150 steps. Do they find better filters than Taylor's guess, which needs no training?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %%
+def hard_concrete_gate(log_alpha: Float[Tensor, "n"], u: Float[Tensor, "n"], beta: float = 2 / 3, gamma: float = -0.1,
+                       zeta: float = 1.1) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """The sample z, the probability that z is not zero, and the gate for evaluation (Louizos et al. 2018, equations 10 to 13).
+    Differentiable in log_alpha."""
+    ### BEGIN SOLUTION
+    stretched = lambda s: (s * (zeta - gamma) + gamma).clamp(0, 1)
+    sample = stretched(torch.sigmoid((u.log() - (1 - u).log() + log_alpha) / beta))
+    probability = torch.sigmoid(log_alpha - beta * math.log(-gamma / zeta))
+    return sample, probability, stretched(torch.sigmoid(log_alpha))
+    ### END SOLUTION
+
+
+# %%
+check(hard_concrete_gate)
+
+# %% [markdown]
+# (About 15 seconds.)
+
+# %% tags=["experiment"]
+def learn_gates(cost, steps=150, batch=64):
+    """Gates for each layer, after training them with `cost` nats for each gate that is open on average."""
+    log_alpha, g = torch.full((224,), 2.0, requires_grad=True), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([log_alpha], lr=0.1)
+    for _ in range(steps):
+        i = torch.randint(len(glyphs.train_x), (batch,), generator=g)
+        z, probability, _ = hard_concrete_gate(log_alpha, torch.rand(224, generator=g).clamp(1e-6, 1 - 1e-6))
+        loss = F.cross_entropy(pruning.forward(dense, glyphs.train_x[i], z.split([32, 64, 128])), glyphs.train_y[i]) + cost * probability.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [(z > 0.5).float() for z in hard_concrete_gate(log_alpha.detach(), torch.full((224,), 0.5))[2].split([32, 64, 128])]
+
+points = {"learned": [], "Taylor, one order": []}
+for cost in (0.002, 0.005, 0.01):
+    gates = learn_gates(cost)
+    open_share = sum(float(z.sum()) for z in gates) / 224
+    points["learned"].append((100 * (1 - open_share), accuracy(dense, gates)))
+    points["Taylor, one order"].append((100 * (1 - open_share), accuracy(dense, across(taylor, open_share))))
+    print(f"cost {cost}: open gates in the three layers {[int(z.sum()) for z in gates]}, Taylor's choice {[int(z.sum()) for z in across(taylor, open_share)]}")
+plots.lines({name: tuple(zip(*rows)) for name, rows in points.items()}, xlabel="filters masked (%)", ylabel="test accuracy (%)", title="The weights are not trained",
+            alt="Accuracy against the share of masked filters. " + "; ".join(f"{name}: {', '.join(f'{a:.0f} at {s:.0f}%' for s, a in rows)}" for name, rows in points.items()) + ".")
+
+# %% [markdown]
+# TEXTG
+
+# %% [markdown]
+# ## How fast?
+#
+# Two graded measurements. The multiply–adds are counted from the shapes of what your function returns; and batches of 256 images are timed through the
+# network with half of its filters removed, against the same filters masked. The logits are the same. (About 5 seconds.)
+
+# %%
+speed(prune_filters)
+
+# %% [markdown]
+# Why masked filters, and not zeros here and there? Because to the processor it is all the same: it multiplies zeros as fast as anything. The next
+# picture has both, with batches of 1, 32 and 256 images. (About 10 seconds.)
+#
+# **Predict:** with a quarter of the multiply–adds left, how many times faster is the small network at each of the three sizes of batch? And the network with
+# three quarters of its weights zero?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+cut = prune_filters(dense, rows_of(half))
+zeros = pruning.masked(dense, global_magnitude_masks(weights, 0.75))
+masked = dense | {f"norms.{k}.{part}": dense[f"norms.{k}.{part}"] * half[k] for k in range(3) for part in ("weight", "bias")}
+networks = {"half of the filters removed": cut, "half of the filters masked": masked, "75% of the weights zero": zeros}
+ratios = {name: {batch: timing.compare(lambda x, net=net: pruning.forward(net, x), lambda x: pruning.forward(dense, x),
+                                       lambda seed: (torch.rand(batch, 1, 14, 14),), seconds=0.6, device="cpu") for batch in (1, 32, 256)}
+          for name, net in networks.items()}
+
+# %% tags=["experiment"]
+bars = {f"batch {batch}": {name: ratios[name][batch].ratio for name in networks} for batch in (1, 32, 256)}
+fewer = pruning.multiply_adds(dense) / pruning.multiply_adds(cut)
+plots.bars(bars, limits={"as many times fewer multiply–adds": fewer, "dense": 1}, title="Times as fast as the dense network", xlabel="times as fast", width=8.4, form="{:.2f}",
+           alt="Times as fast as the dense network: " + "; ".join(f"{group}: {', '.join(f'{name} {r:.2f}' for name, r in row.items())}" for group, row in bars.items())
+               + f". The small network has {fewer:.1f} times fewer multiply-adds.")
+largest = ratios["half of the filters removed"][256]
+limit = 2 * 256 * pruning.multiply_adds(cut) / timing.peak_flops("cpu")
+print(f"256 images: dense {1e3 * largest.baseline_seconds:.1f} ms, half of the filters {1e3 * largest.candidate_seconds:.1f} ms; its multiply-adds alone would take "
+      f"{1e3 * limit:.1f} ms at the best rate of a matrix product")
+
+# %% [markdown]
+# TEXTF
+
+# %% [markdown]
+# ## The claim
+#
+# CLAIM
+
+# %% [markdown]
+# ## Going further
+#
+# - **Surveys.** Blalock et al. 2020, *What is the state of neural network pruning?*, found that papers hardly ever compare with each other; Hoefler et al. 2021,
+#   *Sparsity in deep learning*, is the map of the field.
+# - **Which.** LeCun et al. 1990 (optimal brain damage) and Hassibi & Stork 1993 use the Hessian: at a minimum the second order is what counts. Molchanov et al. 2019 (Taylor);
+#   Li et al. 2017 (filters by their norm); Liu et al. 2017 (network slimming: L1 on BatchNorm's γ); Louizos et al. 2018 (L0).
+# - **When.** Han et al. 2015 (prune and retrain, again and again); Zhu & Gupta 2017; Frankle & Carbin 2019 (the lottery ticket) and Renda et al. 2020 (rewinding); Lee et al. 2019 (SNIP:
+#   before training, by your `taylor_importance` at the first step); Evci et al. 2020 (RigL: weights that come back, for which your `masked_step` is ready).
+# - **Large language models.** Frantar & Alistarh 2023 (SparseGPT), Sun et al. 2024 (Wanda: size times the norm of the input, no gradient at all).
+# - **In production.** `torch.nn.utils.prune` holds masks as yours; Torch-Pruning (Fang et al. 2023) does the surgery for any network, by following which tensors
+#   depend on which. GPUs multiply zeros faster only in the pattern 2:4, see lab 32.
+#
+# **Open ended.** Your filters were chosen one at a time, as if the others stayed. Two filters that do the same work are both dispensable, but not together. Can you find a set
+# that is better than the best single ones, with no more than, say, ten times the work?
