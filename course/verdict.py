@@ -24,7 +24,8 @@ def show(exercise: str, results: list[Result]) -> None:
     broken = [r for r in wrong if r.status != "deferred"]
     wrong = broken or wrong
     points, maximum = sum(r.points for r in results), sum(r.max_points for r in results)
-    head = f"{exercise}: {len(passed)} of {len(results)} checks pass, {points:g} of {maximum:g} visible points"
+    worth = f"{points:g} of {maximum:g} visible points" if maximum else "no points: optional"
+    head = f"{exercise}: {len(passed)} of {len(results)} checks pass, {worth}"
     data = {VERDICT: {"exercise": exercise, "points": points, "max_points": maximum, "results": [r.to_dict() for r in results]}}
     others = "" if len(wrong) < 2 else "Further checks fail: " + "; ".join(statement(r.name) for r in wrong[1:]) + "."
     if wrong and (not broken or all("is not written yet" in r.message for r in broken)):

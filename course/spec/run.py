@@ -6,11 +6,13 @@ import io
 import os
 import random
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
-import hypothesis
+import hypothesis.configuration
 import pytest
 import torch
 
@@ -22,6 +24,8 @@ from course.spec.student import Student, StudentError
 
 Status = Literal["passed", "failed", "error", "timeout", "deferred", "inconclusive"]
 
+# What Hypothesis keeps for itself does not belong beside the student's notebook.
+hypothesis.configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.environ.get('USER', 'anyone')}")
 # No shrinking: each call may cross a pipe. No database: nothing is kept from one student to the next.
 hypothesis.settings.register_profile(
     "trainfast", max_examples=25, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,

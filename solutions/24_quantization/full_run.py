@@ -3,7 +3,7 @@
 It runs the functions of the lab that lies beside it: the reference in the course's own repository, yours in a student's.
 Without PART all of them run: `post` (rounding a trained network), `aware` (training on with rounding in place, and the
 control without), `distilled` (a distilled student, rounded), `text` (a transformer), and `sixteen` (speed and bytes of
-float16, bfloat16 and int8). About twelve minutes of one core.
+float16, bfloat16 and int8). Between half an hour and an hour of one core; each part is written when it is done.
 """
 import copy
 import functools

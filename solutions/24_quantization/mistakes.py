@@ -296,7 +296,8 @@ def codes_of_eight_bits(x, bits=8, method="minmax", tail=0.001):
 
 @mistake("calibrate", caught_by="test_mse_finds_the_shrunk_range_with_the_least_squared_error")
 def never_shrunk(x, bits=8, method="minmax", tail=0.001):
-    """Your "mse" returns the whole range. Try the factors 0.01, 0.02, ..., 1.00 on it, and keep the one with the least mean squared error."""
+    """Your "mse" returns the whole range. Either no smaller range is tried (take the factors 0.01, 0.02, ..., 1.00), or all of them are
+    tried on a grid of eight bits, where the whole range wins: hand `bits` on to affine_grid and to quantize_affine."""
     return _calibrate(x, bits, "minmax" if method == "mse" else method, tail)
 
 
@@ -333,6 +334,21 @@ def sums_in_int8(*args):
     q_x, s_x, z_x, q_w, s_w, q_bias, s_y, z_y = args
     sums = _wrapped(q_x.double() @ q_w.double().T).long() - z_x * q_w.long().sum(1) + q_bias
     return (torch.round(sums * (s_x * s_w / s_y)) + z_y).clamp(-128, 127).to(torch.int8)
+
+
+@mistake("int8_linear", caught_by="test_codes_go_in_and_the_nearest_codes_come_out")
+def difference_of_codes_in_int8(*args):
+    """q_x - z_x does not fit into eight bits: between two codes lie up to 255 steps, and int8 keeps the last eight bits. Convert first, or
+    take z_x * q_w.sum(1) from the sums."""
+    q_x, s_x, z_x, q_w, s_w, q_bias, s_y, z_y = args
+    sums = _wrapped(q_x.double() - z_x).long() @ q_w.long().T + q_bias
+    return (torch.round(sums * (s_x * s_w / s_y)) + z_y).clamp(-128, 127).to(torch.int8)
+
+
+@mistake("int8_linear", caught_by="test_codes_go_in_and_the_nearest_codes_come_out")
+def factor_upside_down(*args):
+    """Your M is upside down: a sum has the unit s_x * s_w, and one code of the output is s_y. M = s_x * s_w / s_y."""
+    return _linear(*args, factor=lambda s_x, s_w, s_y: s_y / (s_x * s_w))
 
 
 @mistake("int8_linear", caught_by="test_sums_are_exact_beyond_24_bits")
@@ -467,6 +483,27 @@ def rows_cut_off(x, q_w, s_w, bias=None):
     """You convert x / s_n to int8 without rounding: that cuts the digits off, towards zero. Use torch.round first."""
     # A grain more than nothing, so that a code that is whole up to rounding errors stays as it is.
     return _dynamic(x, q_w, s_w, bias, _row_scale(x), rounded=lambda t: torch.trunc(t * (1 + 1e-6)))
+
+
+@mistake("dynamic_int8_linear", caught_by="test_rows_that_lie_on_their_grid_are_multiplied_exactly")
+def product_in_int8(x, q_w, s_w, bias=None):
+    """Your product overflows: `@` of int8 tensors gives int8 in torch, the last eight bits of each sum. torch._int_mm sums in int32."""
+    s_x = _row_scale(x)
+    y = _wrapped(torch.round(x / s_x).double() @ q_w.double().T).float() * s_x * s_w
+    return y if bias is None else y + bias
+
+
+@mistake("dynamic_int8_linear", caught_by="test_rows_that_lie_on_their_grid_are_multiplied_exactly")
+def largest_with_its_sign(x, q_w, s_w, bias=None):
+    """You take the largest x of each row, not the largest |x|: a row whose number of largest size is negative does not fit on its grid."""
+    return _dynamic(x, q_w, s_w, bias, (x.amax(1, keepdim=True) / 127).clamp(min=1e-30))
+
+
+@mistake("dynamic_int8_linear", caught_by="test_a_small_row_keeps_its_precision_beside_a_large_one")
+def scale_never_small(x, q_w, s_w, bias=None):
+    """You keep the scale above a number that real rows fall below, so that a row of small numbers becomes all zeros. Keep it away from zero
+    only: clamp(min=1e-30)."""
+    return _dynamic(x, q_w, s_w, bias, (x.abs().amax(1, keepdim=True) / 127).clamp(min=1e-3))
 
 
 # ---------------------------------------------------------------- fake_quantize
