@@ -28,7 +28,8 @@ COMPARISON = "Eq|NotEq|Lt|LtE|Gt|GtE"
 OPERATORS = re.compile(rf"core/(ReplaceBinaryOperator_({ARITHMETIC})_(Add|Sub|Mul|Div|Pow)|ReplaceComparisonOperator_({COMPARISON})_({COMPARISON})"
                        r"|ReplaceUnaryOperator_(USub_UAdd|Delete_USub|Delete_Not)|AddNot|ReplaceTrueWithFalse|ReplaceFalseWithTrue"
                        r"|ReplaceAndWithOr|ReplaceOrWithAnd|ReplaceBreakWithContinue|ReplaceContinueWithBreak|NumberReplacer|ZeroIterationForLoop)")
-SECONDS = 20    # a mutant that runs longer has gone into an endless loop, which the tests would reject
+# A mutant that computes or waits longer has gone into an endless loop, which the tests would reject.
+CPU_SECONDS, SECONDS = 20, 120
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ def _rejected(lab, reference: dict, mutant: Mutant) -> bool:
 
     def too_long(*_):
         raise TimeoutError("endless loop")
-    signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)   # and again: Hypothesis replays what failed
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, CPU_SECONDS), (signal.SIGALRM, signal.ITIMER_REAL, SECONDS))
+    for alarm, timer, seconds in timers:
+        signal.signal(alarm, too_long)
+        signal.setitimer(timer, seconds, 1)     # and again: Hypothesis replays what failed
     try:
         execute(mutant.source, "<mutant>", namespace)
         results = run(lab.specification, Student(Local(namespace)), seed=secrets.randbits(31), reference=lab.reference,
@@ -115,7 +118,8 @@ def _rejected(lab, reference: dict, mutant: Mutant) -> bool:
     except Exception:
         return True
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for _, timer, _ in timers:
+            signal.setitimer(timer, 0)
 
 
 def explained(lab_folder: Path) -> dict[tuple[str, str], str]:
