@@ -11,11 +11,11 @@ STEPS = 1200
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
-def trained(images, seed: int = 0, channels: tuple = pruning.CHANNELS) -> models.ConvNet:
-    """STEPS steps of 64 images by SGD with momentum, with a falling learning rate."""
+def trained(images, seed: int = 0, stop: int = STEPS) -> models.ConvNet:
+    """STEPS steps of 64 images by SGD with momentum, with a falling learning rate; stopped early, if wanted."""
     torch.manual_seed(seed)
-    net = models.ConvNet(channels, images.classes)
-    train.train(net, images, optimizer=SGD, steps=STEPS, lr=lambda step: 0.2 * (1 - step / STEPS), seed=seed, device="cpu",
+    net = models.ConvNet(pruning.CHANNELS, images.classes)
+    train.train(net, images, optimizer=SGD, steps=stop, lr=lambda step: 0.2 * (1 - step / STEPS), seed=seed, device="cpu",
                 progress=False)
     return net.eval()
 

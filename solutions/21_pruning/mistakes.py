@@ -418,7 +418,8 @@ def squared_after_the_mean(weight, grads, per_filter=False):
 
 @mistake("taylor_importance", caught_by="test_each_weight_counts_by_the_mean_square_of_weight_times_gradient")
 def without_the_weight(weight, grads, per_filter=False):
-    """You leave out the weight. The gradient says what a small step does; to become zero the weight has to go all of its own length: multiply by it."""
+    """You leave out the weight. The gradient says what a small step does; to become zero the weight has to go all of its own length: multiply
+    by it."""
     return _change(torch.ones_like(weight), grads, per_filter).square().mean(0)
 
 
@@ -569,8 +570,8 @@ def rows_and_columns_swapped(accuracy, weights, sparsities):
 @mistake("sensitivity", caught_by="test_one_layer_at_a_time_is_pruned_and_all_others_are_whole")
 def loss_of_accuracy(accuracy, weights, sparsities):
     """You return how much is lost. The accuracy itself is wanted, as it was measured."""
-    whole = accuracy(list(weights))
-    return _sensitivity(accuracy, weights, sparsities, lambda i, s: [w * _mask(w, s) if k == i else w for k, w in enumerate(weights)], lambda a: whole - a)
+    whole, one = accuracy(list(weights)), lambda i, s: [w * _mask(w, s) if k == i else w for k, w in enumerate(weights)]
+    return _sensitivity(accuracy, weights, sparsities, one, lambda a: whole - a)
 
 
 @mistake("sensitivity", caught_by="test_one_layer_at_a_time_is_pruned_and_all_others_are_whole")

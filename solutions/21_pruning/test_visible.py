@@ -271,7 +271,8 @@ def test_half_way_seven_eighths_are_done(student, schedule):
 
 def bytes_of(student, *args) -> dict:
     found = student.storage_bytes(*args)
-    assert_that(type(found) is dict and set(found) == {"dense", "bitmask", "index"}, 'The result must be a dict with the keys "dense", "bitmask" and "index".')
+    assert_that(type(found) is dict and set(found) == {"dense", "bitmask", "index"},
+                'The result must be a dict with the keys "dense", "bitmask" and "index".')
     return {name: float(value) for name, value in found.items()}
 
 
@@ -545,7 +546,8 @@ def test_the_sample_is_a_stretched_and_clamped_sigmoid(student, random, beta):
 
 
 def assert_gate(result, which: int, expected: Tensor, what: str, atol: float = 1e-5) -> None:
-    assert_that(type(result) in (tuple, list) and len(result) == 3, "Return three things: the sample, the probability of not being zero, and the gate for evaluation.")
+    assert_that(type(result) in (tuple, list) and len(result) == 3,
+                "Return three things: the sample, the probability of not being zero, and the gate for evaluation.")
     got = result[which]
     assert_that(isinstance(got, Tensor) and got.shape == expected.shape, f"{what} must be a tensor of shape {list(expected.shape)}.")
     assert_close(got.double(), expected.double(), what, rtol=1e-4, atol=atol)
@@ -677,7 +679,7 @@ def masks_of_three(student):
 
 @probe("global_magnitude_masks")
 def counts_of_ties_in_two(student):
-    return [float(plain(mask).sum()) for s in (0.25, 0.5) for mask in [torch.cat([plain(m).flatten() for m in student.global_magnitude_masks([TIES, TIES], s)])]]
+    return [sum(float(plain(mask).sum()) for mask in student.global_magnitude_masks([TIES, TIES], s)) for s in (0.25, 0.5)]
 
 
 @probe("masked_step")
