@@ -552,7 +552,7 @@ ELL = {"values": 2, "columns": 2}
 @given(random=generators(), shape=st.sampled_from(SHAPES), density=st.sampled_from(DENSITIES))
 def test_rows_are_as_wide_as_the_longest(student, random, shape, density):
     """As many places for each row as the longest row needs. Unused places have the value 0 and any column that exists."""
-    for w in (sparse(*shape, density, random), sparse(1, 7, density, random), torch.zeros(2, 3).double()):
+    for w in (sparse(*shape, density, random), sparse(1, 7, density, random), torch.tensor([[1.0], [0.0]]).double(), torch.zeros(2, 3).double()):
         values, columns = fields(student.to_ell(w), ELL, w.shape)
         width = int((w != 0).sum(1).max())
         assert_close([list(values.shape), list(columns.shape)], [[w.shape[0], width]] * 2, "the shapes of values and columns")
@@ -631,8 +631,11 @@ def unpacked(result, x: Tensor) -> Tensor:
 def test_large_numbers_are_kept_and_a_bit_for_each(student, random, shape, threshold):
     """Kept is what has a magnitude above the threshold. Bit i of byte j tells of number 8 j + i."""
     x = normal(shape, random)
-    got = unpacked(student.sparse_activation(x, threshold), x)
-    assert_close(got, torch.where(x.abs() > threshold, x, 0.0), "the activations, spread out", **NORMAL)
+    x[0, 0] = threshold     # not above it
+    result = student.sparse_activation(x, threshold)
+    assert_close(unpacked(result, x), torch.where(x.abs() > threshold, x, 0.0), "the activations, spread out", **NORMAL)
+    count = int((x.abs() > threshold).sum())
+    assert_that(len(result["values"]) == count, f"values has {len(result['values'])} numbers; {count} are above the threshold.")
 
 
 # ---------------------------------------------------------------- speed

@@ -61,11 +61,11 @@ def stored_bytes(a: dict) -> int:
 
 
 def milliseconds(way, *args) -> float:
-    """Time of a call way(*args): the best of seven measurements, in which the least got in its way."""
+    """Time of a call way(*args): the best of a few measurements, in which the least got in its way."""
     cpu = torch.device("cpu")
     once = min(timing.window(way, args, 1, cpu) for _ in range(2))
     repeats = max(1, round(3e-3 / once))  # so many that the clock does not matter
-    return 1e3 * min(timing.window(way, args, repeats, cpu) for _ in range(7 if once < 0.1 else 2)) / repeats
+    return 1e3 * min(timing.window(way, args, repeats, cpu) for _ in range(7 if once < 0.03 else 3)) / repeats
 
 
 def crossing(densities: list, ours: list, plain: list) -> str:
@@ -79,17 +79,17 @@ def crossing(densities: list, ours: list, plain: list) -> str:
 # %% [markdown]
 # ## 1 · `to_csr`: keep only what is there
 #
-# *Compressed sparse rows* (CSR) are three lists. `values` has the $z$ numbers that are not zero, row after row, from left
-# to right; `columns` says in which column each stands. Where does a row begin? `starts` tells, $m + 1$ numbers:
-# row $i$ has the numbers `starts[i]` to `starts[i + 1] - 1`. For example
+# *Compressed sparse rows* (CSR) are three lists. `values` has the $z$ numbers that are not zero, row after row,
+# from left to right; `columns` says in which column each stands. Where does a row begin? `starts` tells, $m + 1$
+# numbers: row $i$ has the numbers `starts[i]` to `starts[i + 1] - 1`. For example
 #
 # $$\begin{pmatrix} 5 & 0 & 6 \\ 0 & 0 & 0 \\ 0 & 7 & 0 \end{pmatrix}: \qquad \text{values } 5, 6, 7; \quad
 # \text{columns } 0, 2, 1; \quad \text{starts } 0, 2, 2, 3.$$
 #
 # Write it without a loop: `nonzero`, `cumsum` and `F.pad` do it all.
 #
-# **Predict:** a value is a float32 and its column an int64. Below which density does CSR need fewer bytes than the plain
-# matrix? And with float16 values and int32 columns?
+# **Predict:** a value is a float32 and its column an int64. Below which density does CSR need fewer bytes than the
+# plain matrix? And with float16 values and int32 columns?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -121,9 +121,10 @@ plots.lines(share, x=densities, limits={"the plain matrix": 100}, title="CSR: by
             f"{densities}: {'; '.join(name + ' ' + ', '.join(f'{s:.0f}' for s in row) for name, row in share.items())}.")
 
 # %% [markdown]
-# Each number that is kept carries an index, and the index is as long as the number or longer. Half of the weights zero,
-# which sounds like a lot, saves nothing at all here; and the smaller the numbers, the worse. Sparse formats win where nine
-# in ten are zero, or where one index serves many numbers. Remember the second.
+# Each number that is kept carries an index, and the index is as long as the number or longer. Half of the weights
+# zero, which sounds like a lot, saves nothing at all here; and the smaller the numbers, the worse: float16 with int32
+# lies on float32 with int64, for only the ratio of the two lengths counts. Sparse formats win where nine in ten are
+# zero, or where one index serves many numbers. Remember the second.
 
 # %% [markdown]
 # ## 2 · `csr_spmv`: a product without the zeros
@@ -136,8 +137,8 @@ plots.lines(share, x=densities, limits={"the plain matrix": 100}, title="CSR: by
 # (`index_add_`). Which row does number $s$ belong to? `torch.repeat_interleave` turns the lengths of the rows into that
 # list. No loop over rows: a hundred thousand of them would take a second.
 #
-# **Predict:** the matrix is 2048 × 2048, on one thread. At a density of one half, is your `csr_spmv` faster than the plain
-# product? And below which density is it?
+# **Predict:** the matrix is 2048 × 2048, on one thread. At a density of one half, is your `csr_spmv` faster than
+# the plain product? And below which density is it?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -172,33 +173,36 @@ for d in densities:
 limit = [1e3 * 12 * d * 2048**2 / timing.memory_bandwidth("cpu") for d in densities]  # 4 + 8 bytes for each number
 
 # %% tags=["experiment"]
-plots.lines(times | {"limit: read values and columns once": limit}, x=densities, logx=True, logy=True, size=(8.4, 4),
+plots.lines(times | {"limit: each once from memory": limit}, x=densities, logx=True, logy=True, size=(8.4, 4),
             title="2048 × 2048 times a vector, one thread", xlabel="density", ylabel="time (ms)",
             alt=f"Milliseconds at densities {densities}: " + "; ".join(f"{n} {', '.join(f'{t:.2g}' for t in row)}" for n, row in times.items()) + ".")
 print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(densities, row, times['plain product'])}" for name, row in list(times.items())[1:]))
 
 # %% [markdown]
-# The plain product reads its 16 MB whatever is in them. Both sparse products grow in proportion to the numbers that they have. torch's CSR has to read 12 bytes for each
-# number, value and column, where the plain product reads 4: so it cannot win above a density of about a third, and it comes rather close to that. Yours has the
-# same arithmetic, but it writes lists and reads them again: the rows, the gathered $x$, the products. That makes about 60 bytes for each number, and the
-# crossing comes several times earlier.
+# The plain product reads its 16 MB whatever is in them. Both sparse products grow in proportion to the numbers that
+# they have. torch's CSR has to read 12 bytes for each number, value and column, where the plain product reads 4: so
+# it cannot win above a density of about a third, and it comes rather close to that. (A short list stays in the
+# cache, and its time may even fall below the limit, which is that of the memory.) Yours has the same arithmetic,
+# but it writes lists and reads them again: the rows, the gathered $x$, the products. That makes about 60 bytes for
+# each number, and the crossing comes several times earlier.
 #
-# So zeros that lie anywhere *can* pay, on an ordinary processor, if they are many and a good library multiplies. But ten times fewer numbers are not ten times faster.
+# So zeros that lie anywhere *can* pay, on an ordinary processor, if they are many and a good library multiplies.
+# But ten times fewer numbers are not ten times faster.
 
 # %% [markdown]
 # ## 3 · `to_bsr`: one index for many numbers
 #
-# Cut the matrix into blocks of `b` × `b`, and treat the blocks as CSR treats numbers: store those in which at least one
-# number is not zero, each as a whole, block row after block row, from left to right. This is *block sparse rows* (BSR).
-# `columns` counts in blocks now, and `starts` has one number for each block row and one more. An index serves $b^2$ numbers, and a
-# block times a piece of $X$ is a small matrix product, which every processor does well.
+# Cut the matrix into blocks of `b` × `b`, and treat the blocks as CSR treats numbers: store those in which at least
+# one number is not zero, each as a whole, block row after block row, from left to right. This is *block sparse
+# rows* (BSR). `columns` counts in blocks now, and `starts` has one number for each block row and one more. An index
+# serves $b^2$ numbers, and a block times a piece of $X$ is a small matrix product, which every processor does well.
 #
 # Where $m$ or $k$ is no multiple of $b$, the last blocks are filled with zeros.
 #
 # The price: a zero inside of a block that is kept is stored and multiplied like any other number.
 #
-# **Predict:** nine in ten of the weights are zero, each by chance. Of the blocks of 4 × 4, how many in a hundred can be left out?
-# And of those of 16 × 16?
+# **Predict:** nine in ten of the weights are zero, each by chance. Of the blocks of 4 × 4, how many in a hundred
+# can be left out? And of those of 16 × 16?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -232,9 +236,9 @@ plots.lines(kept | {"single numbers": [100 * d for d in densities]}, x=densities
                 f"{n} {', '.join(f'{v:.2g}' for v in row)}" for n, row in kept.items()) + "; the line of single numbers is the density itself.")
 
 # %% [markdown]
-# A block is empty only if all its $b^2$ numbers are zero, which has the probability $(1 - d)^{b^2}$: at $d = 0.1$ that is
-# 19% for 4 × 4, and for 16 × 16 one in half a million million. Blocks do not come by themselves. They must be *made*, by
-# removing whole blocks from the network, as lab 21 removes whole filters.
+# A block is empty only if all its $b^2$ numbers are zero, which has the probability $(1 - d)^{b^2}$: at $d = 0.1$
+# that is 19% for 4 × 4, and for 16 × 16 one in half a million million. Blocks do not come by themselves. They must
+# be *made*, by removing whole blocks from the network, as lab 21 removes whole filters.
 #
 # **Play.** A corner of such a matrix: what is not zero (dark), and what a BSR of this block size has to store (pale).
 
@@ -261,12 +265,12 @@ show(draw, density=Slider(0.005, 0.5, start=0.05, log=True, label="density"), lo
 #
 # $$Y_I = \sum_{s = \text{starts}[I]}^{\text{starts}[I+1]-1} \text{blocks}[s]\; X_{\text{columns}[s]},$$
 #
-# where $X_J$ are the `b` rows of $X$ that belong to block column $J$. In torch: gather the pieces of $X$, one batched product
-# (`blocks @ pieces`), and add the results to their block rows. The arithmetic is $2 b^2 n$ operations for each block, and
-# none for what was left out.
+# where $X_J$ are the `b` rows of $X$ that belong to block column $J$. In torch: gather the pieces of $X$, one
+# batched product (`blocks @ pieces`), and add the results to their block rows. The arithmetic is $2 b^2 n$
+# operations for each block, and none for what was left out.
 #
-# **Predict:** 1024 × 1024 weights, 256 examples, one thread. At which density does `bsr_matmul` with blocks of 64 overtake the
-# plain product? And torch's CSR?
+# **Predict:** 1024 × 1024 weights, 256 examples, one thread. At which density does `bsr_matmul` with blocks of 64
+# overtake the plain product? And torch's CSR?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -292,7 +296,7 @@ check(bsr_matmul)
 # The matrix has its non-zeros in blocks of 64 × 64, and all three get the same numbers. (About 10 seconds.)
 
 # %% tags=["experiment"]
-densities, size, n = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0], 1024, 256
+densities, size, n = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0], 1024, 256
 x, times = torch.randn(size, n), {"plain product": [], "bsr_matmul, 64 × 64": [], "bsr_matmul, 16 × 16": [], "torch's CSR": []}
 for d in densities:
     w = random_sparse(size, size, d, 64)
@@ -309,19 +313,20 @@ plots.lines(times | {"limit: arithmetic": limit}, x=densities, logx=True, logy=T
 print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(densities, row, times['plain product'])}" for name, row in list(times.items())[1:]))
 
 # %% [markdown]
-# This is the picture from the beginning. The plain product takes the same time at every density. `bsr_matmul` grows with the number of blocks, and with blocks of 64 it wins
-# up to a density of some tenths; with no zeros at all, and so the same arithmetic, it is slower than the plain product. Blocks of 16 mean sixteen
-# times as many pieces to gather, and products too small for a processor to be quick at. CSR fetches a whole row of $X$ for a single
-# multiplication each: it loses earlier than it did with a vector, because the plain product now reuses each weight 256 times.
+# This is the picture from the beginning. The plain product takes the same time at every density. `bsr_matmul` grows
+# with the number of blocks, and with blocks of 64 it wins up to a density of some tenths; with no zeros at all, and
+# so the same arithmetic, it is slower than the plain product. Blocks of 16 mean sixteen times as many pieces to
+# gather, and products too small for a processor to be quick at. CSR fetches a whole row of $X$ for each
+# number that it has, while the plain product works through $X$ in tiles that stay in a cache.
 #
-# And all stay well above the limit, which is the blocks' arithmetic at the speed of a large dense product. What stands between is counted under
-# "How fast?".
+# And all stay well above the limit, which is the blocks' arithmetic at the speed of a large dense product. What
+# stands between is counted under "How fast?".
 
 # %% [markdown]
 # ## 5 · `block_sparse_matmul`: the kernel
 #
-# The batched product has a weakness: it writes all the products `[p, b, n]` to the memory, and reads them again to add them
-# up. A *kernel* of your own keeps the sum where it is computed.
+# The batched product has a weakness: it writes all the products `[p, b, n]` to the memory, and reads them again to
+# add them up. A *kernel* of your own keeps the sum where it is computed.
 #
 # In Triton you write what *one program* does; many run at the same time. Here program (`row`, `tile`) computes
 # the piece of $Y$ that belongs to block row `row` and to `N` columns of $X$: it walks over the blocks of its row, loads
@@ -330,14 +335,14 @@ print("faster than the plain product up to a density of:", ", ".join(f"{name} {c
 #
 # - `tl.load(pointer + offsets, mask=..., other=0.0)` loads a whole tile: `offsets` is a matrix of integers, such as
 #   `i[:, None] * n + j[None, :]`. All matrices are stored row after row.
-# - The edges: rows of $X$ from $k$ on, columns from $n$ on, and rows of $Y$ from $m$ on are not there. A *mask* keeps loads
-#   and stores away from them. (Every block is stored as a whole, so blocks need none.)
+# - The edges: rows of $X$ from $k$ on, columns from $n$ on, and rows of $Y$ from $m$ on are not there. A *mask*
+#   keeps loads and stores away from them. (Every block is stored as a whole, so blocks need none.)
 # - `tl.dot(a, b, sum, input_precision="ieee")` is `sum + a @ b`. Without the last argument a GPU rounds float32 to TF32
 #   first: ten binary digits instead of 23.
 # - A loop `for s in range(first, last)` may have bounds that were loaded.
 #
-# Without a GPU the kernel is *interpreted*: the same result, slowly. With one it is compiled for it.
-# There nobody checks your addresses: save first, and do not forget the masks.
+# Without a GPU the kernel is *interpreted*: the same result, slowly, and a load or store outside of the tensors is
+# stopped. With one it is compiled for it, and nobody checks your addresses: save first, and do not forget the masks.
 
 # %%
 @triton.jit
@@ -375,7 +380,7 @@ check(block_sparse_matmul)
 
 # %% [markdown]
 # How much work is there for each program? The kernel's time on a GPU is the time of its last program. Two matrices of
-# 128 × 128 blocks, with the same number of blocks: one has them anywhere, in the other the popularity of a row
+# 128 × 128 blocks, a tenth of them not zero: one has them anywhere, in the other the popularity of a row
 # falls as a power, as in a graph of links.
 #
 # **Predict:** how much longer than the average does the longest program of each take?
@@ -396,10 +401,10 @@ plots.lines(blocks, marks=False, title="Blocks for each program, the longest pro
 print(words)
 
 # %% [markdown]
-# Skipped work is only saved if the rest can be shared out. A GPU has room for hundreds of programs at a time; as long as
-# there are many more programs than room, long and short ones mix, and the average counts. With few programs the longest one
-# is waited for. That is why production kernels sort rows by length, cut long ones, or ask that all rows have
-# the same number of blocks.
+# Skipped work is only saved if the rest can be shared out. A GPU has room for hundreds of programs at a time; as
+# long as there are many more programs than room, long and short ones mix, and the average counts. With few programs
+# the longest one is waited for. That is why production kernels sort rows by length, cut long ones, or ask that all
+# rows have the same number of blocks.
 
 # %% [markdown]
 # ## 6 · The way back: `bsr_transpose` and `sampled_matmul`
@@ -408,13 +413,13 @@ print(words)
 #
 # $$\frac{\partial L}{\partial X} = W^\top G, \qquad \frac{\partial L}{\partial W} = G X^\top .$$
 #
-# The first is a product with a *transposed* sparse matrix. If BSR can be transposed, `block_sparse_matmul` does the rest.
-# Blocks that follow each other in the new matrix are those with the same column in the old one: a stable sort by `columns` puts
-# them in order. (Inside of it the old rows keep rising, so from left to right is right as well.) And every block
-# itself is to be transposed.
+# The first is a product with a *transposed* sparse matrix. If BSR can be transposed, `block_sparse_matmul` does the
+# rest. Blocks that follow each other in the new matrix are those with the same column in the old one: a stable sort
+# by `columns` puts them in order. (Inside of it the old rows keep rising, so from left to right is right as well.)
+# And every block itself is to be transposed.
 #
-# **Predict:** which of the three — blocks, columns, starts — has to be moved in the memory, and which could stay where it is if a kernel read it the
-# other way?
+# **Predict:** which of the three — blocks, columns, starts — has to be moved in the memory, and which could stay
+# where it is if a kernel read it the other way?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -451,16 +456,17 @@ for ax, a, numbers, title in ((left, there, range(len(order)), "W: stored in thi
 plots.show(fig)
 
 # %% [markdown]
-# Only order and orientation change, not one number. A kernel can read a block across, so the blocks could stay where they are
-# if it were told the new order; only the index lists must be made anew, and for a mask that does not change, only once.
+# Only order and orientation change, not one number. A kernel can read a block across, so the blocks could stay
+# where they are if it were told the new order; only the index lists must be made anew, and for a mask that does not
+# change, only once.
 #
-# The second product is a dense one, $G X^\top$, but nearly all of it is thrown away: where $W$ has no block, no gradient is
-# wanted. So compute the rest only, a *sampled dense–dense product*:
+# The second product is a dense one, $G X^\top$, but nearly all of it is thrown away: where $W$ has no block, no
+# gradient is wanted. So compute the rest only, a *sampled dense–dense product*:
 #
 # $$\text{gradient of blocks}[s] = G_I\, X_J^\top, \qquad I = \text{block row of } s, \quad J = \text{columns}[s].$$
 #
-# Here one program has one block. It walks over the $n$ examples in steps of `N` and sums the products of a piece of $G$ `[B, N]`
-# and a piece of $X$, transposed (`tl.trans(piece)`).
+# Here one program has one block. It walks over the $n$ examples in steps of `N` and sums the products of a piece of
+# $G$ `[B, N]` and a piece of $X$, transposed (`tl.trans(piece)`).
 
 # %%
 @triton.jit
@@ -496,10 +502,10 @@ def sampled_matmul(g: Float[Tensor, "m n"], x: Float[Tensor, "k n"], w: dict[str
 check(sampled_matmul)
 
 # %% [markdown]
-# Together the three are a layer that can learn. It is trained beside an ordinary layer whose weights are multiplied by the
-# same mask, with autograd's dense gradients. (About 10 seconds: the kernels are interpreted.)
+# Together the three are a layer that can learn. It is trained beside an ordinary layer whose weights are multiplied
+# by the same mask, with autograd's dense gradients. (About 10 seconds: the kernels are interpreted.)
 #
-# **Predict:** how far apart are the two losses after 30 steps?
+# **Predict:** how far apart are the two losses after 20 steps?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -524,7 +530,7 @@ digits = data.digits()
 start = random_sparse(48, 64, 0.5, 16, seed=3) / 4
 mask, w = (start != 0).float(), to_bsr(start, 16)
 
-def learn_digits(product, weight, steps=30):
+def learn_digits(product, weight, steps=20):
     """Training losses of 64 pixels -> 48 -> ReLU -> 10 classes; `product(weight, x)` is the first layer."""
     weight, losses = weight.clone().requires_grad_(), []
     torch.manual_seed(0)
@@ -544,21 +550,23 @@ curves = {"dense, masked": learn_digits(lambda weight, x: (weight * mask) @ x, s
           "block-sparse, your kernels": learn_digits(lambda blocks, x: BlockSparse.apply(blocks, x, w), w["blocks"])}
 apart = max(abs(a - b) for a, b in zip(*curves.values()))
 plots.lines(curves, title="The same training, twice", xlabel="step", ylabel="training loss (nats)", marks=False,
-            alt=f"Training losses of the masked dense layer and of the block-sparse layer over 30 steps; they differ by {apart:.1e} at most.")
+            alt=f"Training losses of the masked dense layer and of the block-sparse layer over 20 steps; they differ by {apart:.1e} at most.")
 print(f"largest difference of the losses: {apart:.1e} nats")
 
 # %% [markdown]
-# The products are the same up to the order of their sums, so the two curves lie on each other. The work is not the same: the sparse layer
-# multiplied only its own blocks, in all three products, and its gradient, and what Adam remembers, have the size of its blocks.
+# The products are the same up to the order of their sums, so the two curves lie on each other. The work is not the
+# same: the sparse layer multiplied only its own blocks, in all three products, and its gradient, and what Adam
+# remembers, have the size of its blocks.
 
 # %% [markdown]
 # ## 7 · Two of four: `prune_2_4` and `compress_2_4`
 #
-# Blocks are coarse: a good weight goes with its block. Since 2020 GPUs have hardware for a finer pattern, *2:4*: of each
-# four neighbours in a row, two are zero. Half of the weights, everywhere: each group of four needs the same time and the same place,
-# so nothing has to be shared out.
+# Blocks are coarse: a good weight goes with its block. Since 2020 GPUs have hardware for a finer pattern, *2:4*: of
+# each four neighbours in a row, two are zero. Half of the weights, everywhere: each group of four needs the same
+# time and the same place, so nothing has to be shared out.
 #
-# First the pruning: keep the two of largest magnitude in each group `w[i, 4j : 4j + 4]`. Exactly two, also where some are equal.
+# First the pruning: keep the two of largest magnitude in each group `w[i, 4j : 4j + 4]`. Exactly two, also where
+# some are equal.
 
 # %%
 def prune_2_4(w: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
@@ -589,8 +597,8 @@ def prune_blocks(w: Tensor, b: int = 16) -> Tensor:
     return w * (sums > sums.median()).repeat_interleave(b, 0).repeat_interleave(b, 1)
 
 # %% [markdown]
-# **Predict:** weights drawn from a normal distribution, half of them removed. How much of their magnitude (the sum of $|w|$)
-# is left, if the larger half is kept? If 2:4 is kept? If whole blocks of 16 × 16 are?
+# **Predict:** weights drawn from a normal distribution, half of them removed. How much of their magnitude (the sum
+# of $|w|$) is left, if the larger half is kept? If 2:4 is kept? If whole blocks of 16 × 16 are?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -603,16 +611,16 @@ plots.bars(left, title="Half of the weights, chosen under three rules", xlabel="
            limits={"half": 50}, alt=f"Share of the sum of magnitudes that is left of normally distributed weights: {left}.")
 
 # %% [markdown]
-# 2:4 is nearly as good as a free choice: in a group of four, the two largest are mostly among the larger half anyway. A block
-# of 256 random numbers is as large as any other: choosing among them wins next to nothing.
+# 2:4 is nearly as good as a free choice: in a group of four, the two largest are mostly among the larger half
+# anyway. A block of 256 random numbers is as large as any other: choosing among them wins next to nothing.
 #
-# Then the storage, which is what the hardware reads. Of each group keep two `values`, and for each of them its place in the group, 0 to 3,
-# which is two bits. A group has four bits of indices, a byte has two groups:
+# Then the storage, which is what the hardware reads. Of each group keep two `values`, and for each of them its
+# place in the group, 0 to 3, which is two bits. A group has four bits of indices, a byte has two groups:
 #
 # $$\text{byte} = p_0 + 4 p_1 + 16 q_0 + 64 q_1,$$
 #
-# where $p_0 < p_1$ are the places of the first group and $q_0 < q_1$ those of the second. If a group has fewer than two numbers that are not
-# zero, a zero is stored in their place.
+# where $p_0 < p_1$ are the places of the first group and $q_0 < q_1$ those of the second. If a group has fewer than
+# two numbers that are not zero, a zero is stored in their place.
 
 # %%
 def compress_2_4(w: Float[Tensor, "m k"]) -> dict[str, Tensor]:
@@ -642,26 +650,29 @@ plots.bars(held, title="Bytes, half of the weights being zero", xlabel="bytes / 
            limits={"the plain matrix": 100, "half": 50}, width=8, alt=f"Bytes of two formats in per cent of the plain matrix: {held}.")
 
 # %% [markdown]
-# Two bits an index instead of 32: the pattern is so regular that little has to be said about it. In float16 a group takes 36 bits
-# instead of 64. A GPU with such hardware reads these bits, picks the two wanted numbers of four from the other matrix, and does half
-# of the multiplications: at most twice as fast.
+# Two bits an index instead of 32: the pattern is so regular that little has to be said about it. In float16 a group
+# takes 36 bits instead of 64. A GPU with such hardware reads these bits, picks the two wanted numbers of four from
+# the other matrix, and does half of the multiplications: at most twice as fast.
 
 # %% [markdown]
 # ## 8 · `transposable_mask_4x4`: for both directions
 #
-# For training there is a catch. The forward pass multiplies by $W$, the backward pass by $W^\top$, and a $W$ that has two of four in each row
-# has anything in its columns: $W^\top$ is not 2:4. So choose two in every row *and* every column of each 4 × 4 block. There are just 90
-# such patterns, few enough to try all, on the fly, at every step:
+# For training there is a catch. The forward pass multiplies by $W$, the backward pass by $W^\top$, and a $W$ that
+# has two of four in each row has anything in its columns: $W^\top$ is not 2:4. So choose two in every row *and*
+# every column of each 4 × 4 block. There are just 90 such patterns, few enough to try all, on the fly, at every
+# step:
 
 # %%
 two_of_four = [row for row in itertools.product((0, 1), repeat=4) if sum(row) == 2]
 PATTERNS = torch.tensor([p for p in itertools.product(two_of_four, repeat=4) if all(sum(column) == 2 for column in zip(*p))]).bool()  # [90, 4, 4]
 
 # %% [markdown]
-# The magnitude that a pattern keeps of a block is a sum of 8 of 16 numbers: a scalar product with 0s and 1s. For all blocks and all patterns
-# together it is one matrix product, `[blocks, 16] @ [16, 90]`. Take the best of each block.
+# The magnitude that a pattern keeps of a block is a sum of 8 of 16 numbers: a scalar product with 0s and 1s. For
+# all blocks and all patterns together it is one matrix product, `[blocks, 16] @ [16, 90]`. Take the best of each
+# block.
 #
-# **Predict:** in the picture above a free choice keeps four fifths of the magnitude, and 2:4 three quarters. And the best transposable mask?
+# **Predict:** in the picture above a free choice keeps four fifths of the magnitude, and 2:4 three quarters. And
+# the best transposable mask?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -681,9 +692,9 @@ def transposable_mask_4x4(w: Float[Tensor, "m k"]) -> Bool[Tensor, "m k"]:
 check(transposable_mask_4x4)
 
 # %% [markdown]
-# Trying all 90 costs 720 additions a block. Hubara et al. have an approximation with less arithmetic: go through the 16 numbers from the largest to the
-# smallest, and keep each whose row and column have room. It may end with gaps that no number fits. **Predict:** is it faster, written with torch's
-# operations?
+# Trying all 90 costs 720 additions a block. Hubara et al. have an approximation with less arithmetic: go through
+# the 16 numbers from the largest to the smallest, and keep each whose row and column have room. It may end with
+# gaps that no number fits. **Predict:** is it faster, written with torch's operations?
 
 # %% tags=["experiment"]
 def greedy_mask_4x4(w):
@@ -708,20 +719,23 @@ plots.bars(cost, ax=b, alt="", title="What the choice costs, one thread", xlabel
 plots.show(fig)
 
 # %% [markdown]
-# Each restriction costs some magnitude: the pattern by rows, and then the columns as well. The greedy choice comes within a point or two of the best of 90, and leaves a
-# few places empty. It does less arithmetic, and yet it is *slower* here: 16 steps, one after the other, each of them several passes over all blocks,
-# while the 90 are one matrix product. In a kernel, with a block in registers, it would be the other way round. (Production masks are made by such a kernel.)
+# Each restriction costs some magnitude: the pattern by rows, and then the columns as well. The greedy choice comes
+# within a point or two of the best of 90, and leaves a few places empty. It does less arithmetic, and yet it is
+# *slower* here: 16 steps, one after the other, each of them several passes over all blocks, while the 90 are one
+# matrix product. In a kernel, with a block in registers, it would be the other way round. (Production masks are
+# made by such a kernel.)
 
 # %% [markdown]
 # ## Patterns on a real network
 #
-# Random matrices are one thing. Here is a small *vision transformer*: it cuts an image of a character into 16 patches, and each
-# patch looks at all others, in two blocks as in a language model. It reads the ten digits in 18 fonts, distorted. In each block two
-# linear layers, `up` and `down`, hold two thirds of the weights; those are to become sparse.
+# Random matrices are one thing. Here is a small *vision transformer*: it cuts an image of a character into 16
+# patches, and each patch looks at all others, in two blocks as in a language model. It reads the ten digits in 18
+# fonts, distorted. In each block two linear layers, `up` and `down`, hold two thirds of the weights; those are to
+# become sparse.
 #
-# `Linear24` uses your mask while its switch `sparse` is on. Its forward and its backward product see only the weights that the mask keeps;
-# the gradient goes to *all* weights, as if there were no mask (a *straight-through* estimator), so that a weight that is masked
-# now can come back later. The mask is chosen anew at every step.
+# `Linear24` uses your mask while its switch `sparse` is on. Its forward and its backward product see only the
+# weights that the mask keeps; the gradient goes to *all* weights, as if there were no mask (a *straight-through*
+# estimator), so that a weight that is masked now can come back later. The mask is chosen anew at every step.
 
 # %%
 class Linear24(nn.Linear):
@@ -747,7 +761,8 @@ def sparse_layers(model: nn.Module) -> list[Linear24]:
     return [layer for layer in model.modules() if isinstance(layer, Linear24)]
 
 # %% [markdown]
-# Train it, with the switches on for the first share `sparse` of the steps. Each step is timed.
+# Train it on `glyphs`, which are loaded below, with the switches on for the first share `sparse` of the steps. Each step
+# is timed.
 
 # %%
 def learn(seed: int, sparse: float, steps: int, lr: float = 4e-3) -> tuple[nn.Module, Tensor, Tensor]:
@@ -791,8 +806,8 @@ def after_masking(model: nn.Module, mask) -> tuple[float, float]:
     return found
 
 # %% [markdown]
-# Densely first. Then five masks for the two layers of each block, all of which remove half of the weights, and the test error right after it, without
-# any training to recover. (About 10 seconds.)
+# Densely first. Then five masks for the two layers of each block, all of which remove half of the weights, and the
+# test error right after it, without any training to recover. (About 10 seconds.)
 #
 # **Predict:** the order of the five.
 
@@ -800,7 +815,7 @@ def after_masking(model: nn.Module, mask) -> tuple[float, float]:
 # *My prediction:*
 
 # %% tags=["experiment"]
-glyphs, STEPS = data.glyphs(12_000, distortion=0.3), 400  # easy enough to learn in a few seconds
+glyphs, STEPS = data.glyphs(12_000, distortion=0.3), 300  # easy enough to learn in a few seconds
 dense, dense_losses, dense_seconds = learn(0, 0.0, STEPS)
 masked = {name: [100 * v for v in after_masking(dense, mask)] for name, mask in MASKS.items()}
 
@@ -813,16 +828,18 @@ plots.bars({name: 100 - acc for name, (_, acc) in masked.items()}, ax=b, alt="",
 plots.show(fig)
 
 # %% [markdown]
-# The more freely a rule may choose, the more magnitude is left, as with random numbers: a trained matrix of this kind is no easier to prune. And the error follows the
-# magnitude. In one run neighbours may change places (one image in the test set is 0.05 points); over the eight seeds of the full run the mean error is 2.7%
-# before, 2.7% for the larger half, 2.9% for 2:4, 3.0% for transposable masks, 3.5% for blocks of 4 × 4, and 4.3% for blocks of 16 × 16. All of this is little: the network has more
-# weights in these layers than it needs, and the residual stream goes past them.
+# The more freely a rule may choose, the more magnitude is left, as with random numbers: a trained matrix of this
+# kind is no easier to prune. And the error follows the magnitude. In one run neighbours may change places (one
+# image in the test set is 0.05 points); over the eight seeds of the full run the mean error is 2.7% before, 2.7%
+# for the larger half, 2.9% for 2:4, 3.0% for transposable masks, 3.5% for blocks of 4 × 4, and 4.3% for blocks of
+# 16 × 16. All of this is little: the network has more weights in these layers than it needs, and the residual
+# stream goes past them.
 
 # %% [markdown]
 # ## Sparse, then dense
 #
-# The text trains with sparse weights for the first 70% of its iterations, and densely for the rest. Do the same, beside dense training
-# throughout, and beside sparse training to the end. (About 20 seconds.)
+# The text trains with sparse weights for the first 70% of its iterations, and densely for the rest. Do the same,
+# beside dense training throughout, and beside sparse training to the end. (About 20 seconds.)
 #
 # **Predict:** what happens to the training loss at the moment of the switch?
 
@@ -842,21 +859,23 @@ ax.axvline(0.7 * STEPS, color=plots.INK, linewidth=1, linestyle=(0, (2, 2)))
 plots.show(fig)
 
 # %% [markdown]
-# Nothing dramatic at the switch: the masked weights have received their gradients all the time, and when they are let in they fit. In most runs sparse weights learn somewhat more
-# slowly, and how much of it is left at the end cannot be seen from one seed. So wait with the comparison of the accuracies until the claim.
+# Nothing dramatic at the switch: the masked weights have received their gradients all the time, and when they are
+# let in they fit. The three curves stay near each other, and which of the accuracies is the best is chance in a
+# single run. So wait with the comparison until the claim.
 
 # %% [markdown]
 # ## How fast?
 #
-# First the graded measurement of `bsr_matmul`: 2048 × 2048 weights, nine in ten blocks of 64 zero, 128 examples, against the plain
-# product of the same matrix. The limit is a tenth of the arithmetic. (About 10 seconds.)
+# First the graded measurement of `bsr_matmul`: 2048 × 2048 weights, nine in ten blocks of 64 zero, 128 examples,
+# against the plain product of the same matrix. The limit is a tenth of the arithmetic. (About 10 seconds.)
 
 # %%
 speed(bsr_matmul)
 
 # %% [markdown]
-# What stands between you and the limit? Count the work of one product: multiply-adds, and the bytes that torch's operations read and write. For your
-# kernel both follow from its loop: each program reads its blocks, and the piece of $X$ for each of them, and writes its piece of $Y$ once.
+# What stands between you and the limit? Count the work of one product: multiply-adds, and the bytes that torch's
+# operations read and write. For your kernel both follow from its loop: each program reads its blocks, and the piece
+# of $X$ for each of them, and writes its piece of $Y$ once.
 
 # %% tags=["experiment"]
 w, x = random_sparse(2048, 2048, 0.1, 64), torch.randn(2048, 128)
@@ -871,21 +890,42 @@ plots.bars(bytes_moved, ax=right, alt="", title="Bytes read and written", xlabel
 plots.show(fig)
 
 # %% [markdown]
-# A tenth of the arithmetic; but not a tenth of the bytes. `bsr_matmul` reads and writes more than the plain product, because it copies a piece of $X$ for every block and writes
-# all products before it adds them up. And a batch of small products does not run at the peak of a large one. A kernel that keeps the sum in its registers
+# A tenth of the arithmetic; but not a tenth of the bytes. `bsr_matmul` reads and writes more than the plain
+# product, because it copies a piece of $X$ for every block and writes all products before it adds them up. And a
+# batch of small products does not run at the peak of a large one. A kernel that keeps the sum in its registers
 # moves about a quarter of those bytes: that is the reason to write one.
 #
-# Then your kernel, 4096³ in 16 bits on a GPU. Without one this is *deferred*: it counts in neither your points nor the maximum. (With a GPU,
-# some seconds.)
+# Then your kernel, 4096³ in 16 bits on a GPU. Without one this is *deferred*: it counts in neither your points nor
+# the maximum. (With a GPU, some seconds.)
 
 # %%
 speed(block_sparse_matmul)
 
 # %% [markdown]
-# A map of who wins: the fastest of the plain product, torch's CSR and `bsr_matmul` (blocks of 64), for each density and number of examples. In one
-# row of pictures the zeros lie anywhere, in the other in blocks of 64. (About 10 seconds.)
+# A tenth of the blocks allows a factor of ten in arithmetic, and no more. What stands between on a GPU: $X$ and $Y$ are
+# moved as a whole, however few blocks there are; a piece of $X$ is read again by every block row that wants it; blocks of
+# 64 keep the matrix units less busy than the tiles of 128 or 256 of a large dense product; and the longest row is waited
+# for. And with half of the blocks? Measure it, where there is a GPU.
+
+# %% tags=["experiment"]
+device = default_device()
+if device.type == "cuda":
+    bits = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    x = torch.randn(4096, 4096, device=device, dtype=bits)
+    for d in (0.1, 0.25, 0.5):
+        w = random_sparse(4096, 4096, d, 64).to(bits)
+        a, w = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in to_bsr(w, 64).items()}, w.to(device)
+        print(f"density {d}:", timing.compare(lambda w, a, x: block_sparse_matmul(a, x), lambda w, a, x: w @ x, lambda seed: (w, a, x)))
+else:
+    print("Deferred: no GPU here.")
+
+# %% [markdown]
+# A map of who wins: the fastest of the plain product, torch's CSR and `bsr_matmul` (blocks of 64), for each density
+# and number of examples. In one row of pictures the zeros lie anywhere, in the other in blocks of 64. (About 10
+# seconds.)
 #
-# **Predict:** where on the map is CSR the fastest? And for which number of examples is nothing but the plain product or CSR of use?
+# **Predict:** where on the map is CSR the fastest? And for which number of examples is nothing but the plain
+# product or CSR of use?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -913,7 +953,7 @@ def draw_map(ax, found, title):
     for (d, n), times in found.items():
         winner = min(times, key=times.get)
         x, y = examples.index(n), densities.index(d)
-        ax.add_patch(plots.matplotlib.patches.Rectangle((x, y), 1, 1, facecolor=plots.PALETTE[[6, 1, 0][names.index(winner)]], edgecolor="white"))
+        ax.add_patch(plots.matplotlib.patches.Rectangle((x, y), 1, 1, facecolor=("#C8C8C8", plots.PALETTE[1], plots.PALETTE[4])[names.index(winner)], edgecolor="white"))
         gain = times["plain"] / times[winner]
         ax.annotate(winner + (f"\n{gain:.1f}×" if winner != "plain" else ""), (x + 0.5, y + 0.5), ha="center", va="center", fontsize=9, color="#111111")
     ax.set(xlim=(0, len(examples)), ylim=(0, len(densities)), xlabel="examples (columns of X)", ylabel="density")
@@ -929,15 +969,17 @@ for ax, (name, found) in zip(panels, maps.items()):
 plots.show(fig)
 
 # %% [markdown]
-# On the left no block of 64 is empty, so BSR multiplies everything and its overhead as well. CSR wins where few numbers are left, by a factor that is well below one over the density. With
-# a single example it gains least, less than with the larger matrix of section 2: these 4 MB stay in the cache, where the plain product reads them quickly. With hundreds of examples the
-# plain product reuses each weight so often that it runs at the processor's peak, and CSR needs more zeros to compete. On the right the numbers lie together, and with enough examples BSR
-# takes over. With one it is no good: to prepare a batch of products for one column costs more than the products. (Some squares are close; another run may decide them otherwise.)
+# On the left no block of 64 is empty, so BSR multiplies everything and its overhead as well. CSR wins where few
+# numbers are left, by a factor that is well below one over the density. With a single example it gains least, less
+# than with the larger matrix of section 2: these 4 MB stay in the cache, where the plain product reads them
+# quickly. With hundreds of examples the plain product reuses each weight so often that it runs at the processor's
+# peak, and CSR needs more zeros to compete. On the right the numbers lie together, and with enough examples BSR
+# takes over. With one it is no good: to prepare a batch of products for one column costs more than the products.
+# (Some squares are close; another run may decide them otherwise.)
 #
 # With a GPU, one more: torch's own 2:4 product against the plain one. (It needs compute capability 8.0 or more.)
 
 # %% tags=["experiment"]
-device = default_device()
 if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0):
     w, x = prune_2_4(torch.randn(4096, 4096, device=device)).half(), torch.randn(4096, 4096, device=device).half()
     two_four = torch.sparse.to_sparse_semi_structured(w)
@@ -948,10 +990,11 @@ else:
 # %% [markdown]
 # ## The claim
 #
-# The text says: a vision transformer trained with 2:4-sparse weights for 70% of its iterations, then densely, is as accurate
-# (82.7 against 82.8) and trains 6% faster. The second half is a statement about step times. If a sparse step takes the share $r$ of a dense one,
-# the whole training takes $0.7\, r + 0.3$: 6% less means $r = 0.914$. How much of a step can become faster at all? Only its sparse products.
-# With $p$ for their share of a dense step, $f$ for how many times faster they become, and $c$ for the cost of finding masks, as a share of a step:
+# The text says: a vision transformer trained with 2:4-sparse weights for 70% of its iterations, then densely, is as
+# accurate (82.7 against 82.8) and trains 6% faster. The second half is a statement about step times. If a sparse
+# step takes the share $r$ of a dense one, the whole training takes $0.7\, r + 0.3$: 6% less means $r = 0.914$. How
+# much of a step can become faster at all? Only its sparse products. With $p$ for their share of a dense step, $f$
+# for how many times faster they become, and $c$ for the cost of finding masks, as a share of a step:
 #
 # $$r = 1 - p + p / f + c.$$
 #
@@ -988,12 +1031,15 @@ for ax, (d, (p, c)) in zip(panels, found.items()):
 plots.show(fig)
 
 # %% [markdown]
-# The share $p$ of the products that could become faster grows with the width, so wider networks can save more. And there are the masks. Finding them takes some hundred operations
-# a weight, a product four for each weight and *token*: their ratio $c / p$ depends on the number of tokens in a batch, 1024 here. With the hundred thousand of a
-# large training the masks would cost next to nothing, and the upper curve counts. On it, at the limit of 2, the wide network would save more than the text's 6%, so the
-# figure is well within reach of hardware that has 2:4. A CPU has none: here $f$ is 1 at best, and the masks come on top.
+# The share $p$ of the products that could become faster grows with the width, so wider networks can save more. And
+# there are the masks. Finding them takes some hundred operations a weight, a product four for each weight and
+# *token*: their ratio $c / p$ depends on the number of tokens in a batch, 1024 here. With the hundred thousand of a
+# large training the masks would cost next to nothing, and the upper curve counts. On it, at the limit of 2, the
+# wide network would save more than the text's 6%, so the figure is well within reach of hardware that has 2:4. A
+# CPU has none: here $f$ is 1 at best, and the masks come on top.
 #
-# And the accuracy? One seed says little; the full run has eight, and one more arm: dense training that is simply 6% shorter.
+# And the accuracy? One seed says little; the full run has eight, and one more arm: dense training that is simply 6%
+# shorter.
 
 # %% tags=["experiment"]
 full = claims.full_run("32_block_sparsity")
@@ -1036,29 +1082,34 @@ claims.show("32-unstructured-hardware", measured="zeros anywhere, torch's CSR ag
             + ", ".join(f"{anywhere[d, 128]:.1f} times faster at density {d}" for d in (0.03, 0.1, 0.3)))
 
 # %% [markdown]
-# In the full run dense training reaches 97.29%, and sparse-then-dense 97.22%: 0.07 points less, with a 95% interval from 0.33 less to 0.18 more. To the accuracy of
-# this small experiment the claim holds. But look at the other two rows. Training that stays sparse *to the end* is as good (−0.06), so it is not the dense phase that
-# rescues it here. And dense training that is simply 6% shorter loses 0.28 points (0.63 less to 0.06 more): the most of the three, and yet not to be told from nothing with eight
-# seeds. A saving of 6% must be held against that.
+# In the full run dense training reaches 97.29%, and sparse-then-dense 97.22%: 0.07 points less, with a 95% interval
+# from 0.33 less to 0.18 more. To the accuracy of this small experiment the claim holds. But look at the other two
+# rows. Training that stays sparse *to the end* is as good (−0.06), so it is not the dense phase that rescues it
+# here. And dense training that is simply 6% shorter loses 0.28 points (0.63 less to 0.06 more): the most of the
+# three, and yet not to be told from nothing with eight seeds. A saving of 6% must be held against that.
 
 # %% [markdown]
 # ### Question (25 points)
 #
-# Two claims, five to eight sentences in all. Does sparse-then-dense training match dense accuracy in this small experiment, what does the arm with
-# fewer steps add to that, and what would have to be true of a device for the 6% to appear? And does unstructured sparsity pay only
-# with support from the hardware? Use your numbers.
+# Two claims, five to eight sentences in all. Does sparse-then-dense training match dense accuracy in this small
+# experiment, what does the arm with fewer steps add to that, and what would have to be true of a device for the 6%
+# to appear? And does unstructured sparsity pay only with support from the hardware? Use your numbers.
 
 # %% [markdown] tags=["written"] points=25 name="claim"
-# Accuracy: yes, as far as eight seeds can tell. Sparse for 70% and then dense is 0.07 points below dense training (95% interval −0.33 to +0.18). But sparse to the end is just as
-# good (−0.06), so in this network, which has more weights than it needs, the experiment cannot show what the dense phase is for. Stopping dense training 6% earlier costs
-# 0.28 points (−0.63 to +0.06), perhaps a little more, and needs no special hardware. Time: nothing is saved on my CPU; a sparse step takes 1.1 times as long, because masked
-# weights are multiplied like others and the masks must be found. For the 6% a device must run sparse products faster, and the sparse layers must be a large enough
+# Accuracy: yes, as far as eight seeds can tell. Sparse for 70% and then dense is 0.07 points below dense training
+# (95% interval −0.33 to +0.18). But sparse to the end is just as good (−0.06), so in this network, which has more
+# weights than it needs, the experiment cannot show what the dense phase is for. Stopping dense training 6% earlier
+# costs 0.28 points (−0.63 to +0.06), perhaps a little more, and needs no special hardware. Time: nothing is saved
+# on my CPU; a sparse step takes 1.1 times as long, because masked weights are multiplied like others and the masks
+# must be found. For the 6% a device must run sparse products faster, and the sparse layers must be a large enough
 # share of the step: with r = 0.914 and a factor of 2, at least 17% of it.
 #
-# Unstructured: not only with hardware. At a density of a tenth, zeros anywhere, torch's CSR is 2.7 times as fast as the plain product for 16 examples, 1.6 times for 128 and 1.8 times for
-# 512, by a software library alone; at a hundredth it is fifteen to twenty times. But for a single example a tenth is a tie; the gain never reaches one over the density; and at
-# three tenths and more, where pruning is harmless, CSR loses everywhere. With the zeros in blocks of 64 my own `bsr_matmul` gains three to four times at a tenth. So
-# density, pattern and the number of examples decide, and hardware is one way to move the border.
+# Unstructured: not only with hardware. At a density of a tenth, zeros anywhere, torch's CSR is 2.7 times as fast as
+# the plain product for 16 examples, 1.6 times for 128 and 1.8 times for 512, by a software library alone; at a
+# hundredth it is fifteen to twenty times. But for a single example a tenth is a tie; the gain never reaches one
+# over the density; and at three tenths and more, where pruning is harmless, CSR loses everywhere. With the zeros in
+# blocks of 64 my own `bsr_matmul` gains three to four times at a tenth. So density, pattern and the number of
+# examples decide, and hardware is one way to move the border.
 
 
 # %% [markdown]
@@ -1067,8 +1118,8 @@ claims.show("32-unstructured-hardware", measured="zeros anywhere, torch's CSR ag
 # CSR is a compromise. Three others are better at one thing each, and worse at others. (No points.)
 #
 # - **COO** has a row and a column for each number, in any order: the easiest to build, and to add to.
-# - **ELL** (ELLPACK) is a table: as many places for each row as the longest row needs. Every row is treated alike, which processors with wide
-#   vectors like; a single long row spoils it.
+# - **ELL** (ELLPACK) is a table: as many places for each row as the longest row needs. Every row is treated alike,
+#   which processors with wide vectors like; a single long row spoils it.
 # - **DIA** stores whole diagonals, and only one index for each: made for matrices from grids.
 #
 # ### `to_coo` and `coo_spmv`
@@ -1106,7 +1157,8 @@ if written(to_coo, torch.eye(2)):
                 alt=f"Kilobytes of a thousand numbers in matrices of {heights} rows: {sizes}.")
 
 # %% [markdown]
-# COO spends 8 bytes a number on its row, CSR 8 bytes a row on where it begins: with fewer numbers than rows COO is the smaller one.
+# COO spends 8 bytes a number on its row, CSR 8 bytes a row on where it begins: with fewer numbers than rows COO is
+# the smaller one.
 
 # %%
 def coo_spmv(a: dict[str, Tensor], x: Float[Tensor, "k"]) -> Float[Tensor, "m"]:
@@ -1127,17 +1179,19 @@ if written(coo_spmv, {"values": torch.ones(1), "rows": torch.zeros(1).long(), "c
         for name, order in (("sorted by row", rows.argsort()), ("in any order", torch.arange(z))):
             a = {"values": torch.ones(z), "rows": rows[order], "columns": columns[order], "shape": (z, z)}
             times[name].append(1e6 * milliseconds(coo_spmv, a, torch.ones(z)) / z)
-    plots.lines(times, x=counts, logx=True, title="Any order will do, but not as fast", xlabel="numbers (and rows, and columns)", ylabel="time for each number (ns)",
+    plots.lines(times, x=counts, logx=True, title="The order of the numbers, and the memory", xlabel="numbers (and rows, and columns)", ylabel="time for each number (ns)",
                 alt=f"Nanoseconds for each number of a COO product with {counts} numbers: {times}.")
 
 # %% [markdown]
-# The order changes nothing but the way through the memory: as long as $y$ fits into a cache it hardly matters, and then more and more.
+# The order changes nothing but the way through the memory. With a million of each, $x$ and $y$ do not stay in a
+# fast cache, and every number takes several times as long, sorted or not. Sorting by row spares one of the two
+# jumps.
 
 # %% [markdown]
 # ### `to_ell` and `ell_spmv`
 #
-# For the table sort the columns of each row so that the non-zeros come first: a stable `argsort` of `w != 0`, descending. Unused places get the
-# value 0 and column 0, so that they add nothing.
+# For the table sort the columns of each row so that the non-zeros come first: a stable `argsort` of `w != 0`,
+# descending. What is left over in a short row are columns of zeros: their value is 0, and they add nothing.
 
 # %%
 def to_ell(w: Float[Tensor, "m k"]) -> dict[str, Tensor]:
@@ -1146,8 +1200,7 @@ def to_ell(w: Float[Tensor, "m k"]) -> dict[str, Tensor]:
     ### BEGIN SOLUTION
     kept = w != 0
     columns = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :int(kept.sum(1).max())]
-    values = w.gather(1, columns)
-    return {"values": values, "columns": columns * (values != 0), "shape": (w.shape[0], w.shape[1])}
+    return {"values": w.gather(1, columns), "columns": columns, "shape": (w.shape[0], w.shape[1])}
     ### END SOLUTION
 
 
@@ -1166,7 +1219,8 @@ if written(to_ell, torch.eye(2)):
                alt=f"Share of the places of the ELL table that are used, in per cent, for three matrices with 15 numbers a row on average: {used}.")
 
 # %% [markdown]
-# The rows of the banded matrix are equally long, those of the random one vary by chance, and on the power law a few long rows make a table that is nearly empty.
+# The rows of the banded matrix are equally long, those of the random one vary by chance, and on the power law a few
+# long rows make a table that is nearly empty.
 
 # %%
 def ell_spmv(a: dict[str, Tensor], x: Float[Tensor, "k"]) -> Float[Tensor, "m"]:
@@ -1190,13 +1244,13 @@ if written(ell_spmv, {"values": torch.ones(1, 1), "columns": torch.zeros(1, 1).l
                 ylabel="time (ms)", alt=f"Milliseconds with a longest row of {longest} numbers: {times}.")
 
 # %% [markdown]
-# ELL is the faster one as long as the table is narrow. Then a single row decides for all thousand.
+# With short rows the two take about the same time. Then a single row decides for all thousand.
 
 # %% [markdown]
 # ### `to_dia` and `dia_spmv`
 #
-# The number in row $i$ and column $i + o$ lies on the diagonal with the *offset* $o$. Row $i$ has place $i$ on every diagonal; places whose column
-# is outside of the matrix stay 0.
+# The number in row $i$ and column $i + o$ lies on the diagonal with the *offset* $o$. Row $i$ has place $i$ on
+# every diagonal; places whose column is outside of the matrix stay 0.
 
 # %%
 def to_dia(w: Float[Tensor, "m k"]) -> dict[str, Tensor]:
@@ -1221,7 +1275,8 @@ if written(to_dia, torch.eye(2)):
                alt=f"Places that DIA stores for each non-zero: {stored}.")
 
 # %% [markdown]
-# A band of 15 diagonals has 15 places a row. Of the other two nearly every one of 3999 diagonals holds a number somewhere.
+# A band of 15 diagonals has 15 places a row. Of the other two nearly every one of 3999 diagonals holds a number
+# somewhere.
 
 # %%
 def dia_spmv(a: dict[str, Tensor], x: Float[Tensor, "k"]) -> Float[Tensor, "m"]:
@@ -1237,8 +1292,8 @@ def dia_spmv(a: dict[str, Tensor], x: Float[Tensor, "k"]) -> Float[Tensor, "m"]:
 check(dia_spmv)
 
 # %% [markdown]
-# All four on three kinds of matrices of about the same number of non-zeros: banded, random, and with rows whose lengths fall as a power.
-# A format that you have not written is left out. (About 10 seconds.)
+# All four on three kinds of matrices of about the same number of non-zeros: banded, random, and with rows whose
+# lengths fall as a power. A format that you have not written is left out. (About 10 seconds.)
 #
 # **Predict:** which format is the best for each kind, and which is hopeless?
 
@@ -1263,16 +1318,18 @@ plots.bars(sizes, ax=b, alt="", log=True, title="Bytes, indices in int64", xlabe
 plots.show(fig)
 
 # %% [markdown]
-# Each format is at its best where the matrix has its shape. Diagonals are the smallest store of a banded matrix, and hopeless for anything else: nearly every diagonal of the random
-# one has a number. A table is good where rows are about equally long; on the power law one row of hundreds of numbers makes all rows that wide. COO and CSR do
-# not care, and that is why libraries use them when they know nothing. (Here COO is the faster of the two: it has its rows at hand, which your CSR product
-# has to make from `starts` at every call.)
+# Each format is at its best where the matrix has its shape. Diagonals are the smallest store of a banded matrix,
+# and hopeless for anything else: nearly every diagonal of the random one has a number. A table is good where rows
+# are about equally long; on the power law one row of hundreds of numbers makes all rows that wide. COO and CSR do
+# not care, and that is why libraries use them when they know nothing. (Here COO is the faster of the two: it has
+# its rows at hand, which your CSR product has to make from `starts` at every call.)
 
 # %% [markdown]
 # ## Optional · `sparse_activation`: bytes for the backward pass
 #
-# Activations have zeros too: a ReLU makes part of its outputs exactly zero, at no cost in accuracy. The backward pass needs the layer's input again, so it
-# waits in memory until then. Store only what is above a threshold, and one bit for each number that tells whether it was. (No points.)
+# Activations have zeros too: a ReLU makes part of its outputs exactly zero, at no cost in accuracy. The backward
+# pass needs the layer's input again, so it waits in memory until then. Store only what is above a threshold, and
+# one bit for each number that tells whether it was. (No points.)
 #
 # **Predict:** float32, half of the numbers zero: how many bytes are left?
 
@@ -1293,8 +1350,8 @@ def sparse_activation(x: Float[Tensor, "*shape"], threshold: float) -> dict[str,
 check(sparse_activation)
 
 # %% [markdown]
-# The gradient of a weight is $G X^\top$, with $X$ as it was stored. A network 784–256–256–10 with ReLU, trained for a moment: bytes and error of
-# the second layer's gradient, against the threshold.
+# The gradient of a weight is $G X^\top$, with $X$ as it was stored. A network 784–256–256–10 with ReLU, trained for
+# a moment: bytes and error of the second layer's gradient, against the threshold.
 
 # %% tags=["experiment"]
 def read_activation(a):
@@ -1326,22 +1383,26 @@ if written(sparse_activation, torch.ones(2), 0.5):
                 alt=f"Bytes and error of the gradient in per cent at thresholds {thresholds}: {[f'{a:.0f} and {b:.1f}' for a, b in found]}.")
 
 # %% [markdown]
-# At threshold 0 the gradient is exact, and the bytes saved are those of the ReLU's zeros, less a bit for each number (3% in float32). This layer has rather few zeros; with half
-# of them, 53% of the bytes would be left. Going further costs accuracy of the gradient, slowly at first: what is dropped is small. But every step of training would have
-# this error, and always in the same direction: towards zero.
+# At threshold 0 the gradient is exact, and the bytes saved are those of the ReLU's zeros, less a bit for each
+# number (3% in float32). This layer has rather few zeros; with half of them, 53% of the bytes would be left. Going
+# further costs accuracy of the gradient, slowly at first: what is dropped is small. But every step of training
+# would have this error, and always in the same direction: towards zero.
 
 
 # %% [markdown]
 # ## Going further
 #
-# - **Formats.** Saad 2003, *Iterative methods for sparse linear systems*, chapter 3; Bell & Garland 2009 (SpMV on GPUs).
-# - **Blocks.** Gray, Radford & Kingma 2017, *GPU kernels for block-sparse weights*; Child et al. 2019 (block-sparse attention, from which Triton
-#   grew); Gale et al. 2023, *MegaBlocks*: experts as block-sparse products.
-# - **2:4.** Mishra et al. 2021, *Accelerating sparse deep neural networks*; Hubara et al. 2021, *Accelerated sparse neural training* (transposable
-#   masks); Zhou et al. 2021, *Learning N:M fine-grained structured sparse networks from scratch*.
-# - **In production.** `torch.sparse.to_sparse_semi_structured` and `torchao.sparsity` have 2:4 products, and pruning on the fly for training; Triton's
-#   own repository has a block-sparse product; cuSPARSE and MKL have the formats of this lab.
+# - **Formats.** Saad 2003, *Iterative methods for sparse linear systems*, chapter 3; Bell & Garland 2009 (SpMV on
+#   GPUs).
+# - **Blocks.** Gray, Radford & Kingma 2017, *GPU kernels for block-sparse weights*; Child et al. 2019 (sparse attention);
+#   Tillet et al. 2019 (Triton); Gale et al. 2023, *MegaBlocks*: experts as block-sparse products.
+# - **2:4.** Mishra et al. 2021, *Accelerating sparse deep neural networks*; Hubara et al. 2021, *Accelerated sparse
+#   neural training* (transposable masks); Zhou et al. 2021, *Learning N:M fine-grained structured sparse networks
+#   from scratch*.
+# - **In production.** `torch.sparse.to_sparse_semi_structured` and `torchao.sparsity` have 2:4 products, and pruning on
+#   the fly for training; the GPU products of torch's own BSR tensors are Triton kernels; cuSPARSE and MKL have the
+#   formats of this lab.
 #
-# **Open ended.** Your kernel walks over the rows in the order in which they stand. Sort the block rows by length, longest first, and let program number
-# `row` look up which one is its own. On a GPU, or by a simulation of programs that are shared out among 40 processors: how much does it save on the power-law
-# matrix?
+# **Open ended.** Your kernel walks over the rows in the order in which they stand. Sort the block rows by length,
+# longest first, and let program number `row` look up which one is its own. On a GPU, or by a simulation of programs
+# that are shared out among 40 processors: how much does it save on the power-law matrix?
