@@ -3,7 +3,7 @@
 It runs the functions of the lab that lies beside it: the reference in the course's own repository, yours in a student's.
 Without PART all of them run: `temperature` (T, alpha, the mean over classes, calibration), `sizes` (where the gain ends as data
 grow), `unlabelled` (few labels and many images), `hints` (inner maps), `withheld` (a character never seen), `shrinking` (in rounds, or
-at once), `generations` (born again), `teachers` (wrong ones, small ones) and `speed`. About ten minutes of one core.
+at once), `generations` (born again), `teachers` (wrong ones, small ones) and `speed`. About twelve minutes of one core.
 """
 import functools
 from pathlib import Path
@@ -15,7 +15,8 @@ from course import data, distil, models, timing, train, work
 from course.full_run import interval, lab_functions, main
 
 torch.set_num_threads(1)
-LAB = lab_functions(__file__, r"def (softmax_T|kd_loss|pseudo_labels|mixed_loss|feature_loss|calibration_error|deployed_net|learn|share_bias)\(")
+LAB = lab_functions(__file__, r"def "
+    r"(softmax_T|kd_loss|pseudo_labels|mixed_loss|feature_loss|calibration_error|deployed_net|learn|share_bias)\(")
 learn = lambda *args, **options: LAB["learn"](*args, **options)
 SEEDS = range(4)
 glyphs = functools.cache(lambda: data.glyphs(12_000, classes=36, distortion=0.5))
@@ -79,8 +80,10 @@ def temperature(n: int = 720) -> dict:
     for name, loss in arms.items():
         nets = [learn(loss, pool(n, seed), seed=seed) for seed in SEEDS]
         found[name], errors[name] = [accuracy(net) for net in nets], interval([calibration(net) for net in nets])
-    return {"what": f"a small network learns {n} images in 300 steps from labels, from the teacher's answers at temperature T (alpha 1, beta 0), or from both at "
-                    f"T = 4 (beta = 1 - alpha): test accuracy and expected calibration error (15 bins) with 95% intervals over {len(SEEDS)} seeds and samples",
+    return {"what": f"a small network learns {n} images in 300 steps from labels, from the teacher's answers at temperature T (alpha 1, "
+        f"beta 0), or from both at "
+                    f"T = 4 (beta = 1 - alpha): test accuracy and expected calibration error (15 bins) with 95% intervals over "
+                    f"{len(SEEDS)} seeds and samples",
             **summary(found, "labels"), "calibration error": errors, "teacher": [accuracy(pair()[0]), calibration(pair()[0])]}
 
 
@@ -90,7 +93,8 @@ def sizes() -> dict:
         rows = [[accuracy(learn(loss, pool(n, seed), steps=600, seed=seed)) for seed in SEEDS] for loss in (labels_only(), taught())]
         found["labels"][n], found["soft answers"][n] = map(interval, rows)
         found["soft minus labels"][n] = interval([b - a for a, b in zip(*rows)])
-    return {"what": f"test accuracy of the small network by the number of training images; 600 steps, T = 4, alpha 1, beta 0; {len(SEEDS)} seeds and samples",
+    return {"what": f"test accuracy of the small network by the number of training images; 600 steps, T = 4, alpha 1, beta 0; "
+        f"{len(SEEDS)} seeds and samples",
             "accuracy": found}
 
 
@@ -115,12 +119,14 @@ def unlabelled(n: int = 360) -> dict:
         mine = pool(n, seed)
         first = learn(labels_only(), mine, seed=seed)
         guesses = logits_of(first, x)
-        arms = {"its own, hard, 0.9": LAB["pseudo_labels"](guesses, 0.9), "its own, soft, all": LAB["pseudo_labels"](guesses, 0.0, False), "the teacher's, hard": LAB["pseudo_labels"](v, 0.0),
+        arms = {"its own, hard, 0.9": LAB["pseudo_labels"](guesses, 0.9),
+            "its own, soft, all": LAB["pseudo_labels"](guesses, 0.0, False), "the teacher's, hard": LAB["pseudo_labels"](v, 0.0),
                 "the teacher's, soft": LAB["pseudo_labels"](v, 0.0, False, 1.0), "the true labels": (F.one_hot(y, 36).float(), y >= 0)}
         nets = {"labels only": first, **{name: learn(with_unlabelled(*a, mine), mine, seed=seed) for name, a in arms.items()}}
         for name, net in nets.items():
             rows.setdefault(name, []).append(accuracy(net))
-    return {"what": f"{n} images with labels and the others without: test accuracy after 300 steps of 32 labelled and 32 unlabelled images, by the answers used for the "
+    return {"what": f"{n} images with labels and the others without: test accuracy after 300 steps of 32 labelled and 32 unlabelled "
+        f"images, by the answers used for the "
                     f"unlabelled ones; {len(SEEDS)} seeds and samples", **summary(rows, "labels only")}
 
 
@@ -140,10 +146,14 @@ def hints(n: int = 360) -> dict:
             inner = LAB["feature_loss"](net.maps(x[i])[1], maps[i], projection) if step[0] <= first or weight else 0
             return inner if step[0] <= first else taught()(net, i) + weight * inner
         return learn(loss, pool(n, seed), seed=seed, extra=(projection,))
-    arms = {"labels": lambda seed: learn(labels_only(), pool(n, seed), seed=seed), "answers": lambda seed: learn(taught(), pool(n, seed), seed=seed),
-            "inner maps for 100 steps, then answers": lambda seed: hinted(seed, 0.0, 100), "both together": lambda seed: hinted(seed, 10.0, 0)}
-    return {"what": f"{n} images, 300 steps: labels, the teacher's answers at T = 4, its second layer's maps first, or with a weight of 10 all the time; "
-                    f"{len(SEEDS)} seeds and samples", **summary({name: [accuracy(make(seed)) for seed in SEEDS] for name, make in arms.items()}, "answers")}
+    arms = {"labels": lambda seed: learn(labels_only(), pool(n, seed), seed=seed),
+        "answers": lambda seed: learn(taught(), pool(n, seed), seed=seed),
+            "inner maps for 100 steps, then answers": lambda seed: hinted(seed, 0.0, 100),
+            "both together": lambda seed: hinted(seed, 10.0, 0)}
+    return {"what": f"{n} images, 300 steps: labels, the teacher's answers at T = 4, its second layer's maps first, or with a weight of "
+        f"10 all the time; "
+                    f"{len(SEEDS)} seeds and samples", **summary({name: [accuracy(make(seed)) for seed in SEEDS] for name,
+                    make in arms.items()}, "answers")}
 
 
 def withheld(characters: str = "3BK") -> dict:
@@ -161,11 +171,12 @@ def withheld(characters: str = "3BK") -> dict:
             right = z.argmax(1) == glyphs().test_y
             rows.setdefault(character, []).append([*row, right[mine].double().mean().item(), right.double().mean().item(), bias])
     keys = ("recall", "accuracy", "recall, corrected", "accuracy, corrected", "bias")
-    everyone = [torch.tensor(r).double().mean(0) for r in rows.values()]
-    return {"what": "the small network learns the teacher's answers (T = 4) to the images of all classes but one, 600 steps, 2 seeds; the correction adds to that class's logit what "
-                    "makes its mean probability 1/36 on 3,600 training images; recall: share of the withheld class's test images that are recognised; intervals over the characters",
-            "by character": {c: {key: round(torch.tensor(r).double().mean(0)[m].item(), 4) for m, key in enumerate(keys)} for c, r in rows.items()},
-            "all": {key: interval([r[m].item() for r in everyone]) for m, key in enumerate(keys)}}
+    return {"what": "the small network learns the teacher's answers (T = 4) to the images of all classes but one, 600 steps, means of 2 "
+        "seeds; the correction adds to that class's logit what "
+                    "makes its mean probability 1/36 on 3,600 training images; recall: share of the withheld class's test images that "
+                    "are recognised",
+            "by character": {c: {key: round(torch.tensor(r).double().mean(0)[m].item(), 4) for m, key in enumerate(keys)} for c,
+            r in rows.items()}}
 
 
 CHAIN = (distil.LARGE, (24, 48, 80), distil.SMALL, (6, 12, 20))
@@ -186,7 +197,8 @@ def shrinking(n: int = 1440) -> dict:
         for name, row in rows.items():
             found[name][size] = interval(row)
         found["in rounds minus at once"][size] = interval([a - b for a, b in zip(rows["in rounds"], rows["at once"])])
-    return {"what": f"networks of channels {CHAIN[1:]} learn {n} images in 300 steps: from labels, from the large teacher at once, or each from the one before it; T = 4; "
+    return {"what": f"networks of channels {CHAIN[1:]} learn {n} images in 300 steps: from labels, from the large teacher at once, or "
+        f"each from the one before it; T = 4; "
                     f"test accuracy, {len(SEEDS)} seeds and samples",
             "teacher": {"parameters": models.n_parameters(pair()[0]), "accuracy": accuracy(pair()[0])}, "accuracy": found}
 
@@ -201,7 +213,8 @@ def generations(n: int = 720, rounds: int = 3) -> dict:
             row.append(accuracy(net))
             loss = taught(T=1.0, v=logits_of(net, x))
         rows.append(row)
-    return {"what": f"generations of the small network on {n} images, 300 steps each: the first learns the labels, each other the answers of the one before at T = 1; "
+    return {"what": f"generations of the small network on {n} images, 300 steps each: the first learns the labels, each other the "
+        f"answers of the one before at T = 1; "
                     f"test accuracy, {len(SEEDS)} seeds and samples", "accuracy": [interval(column) for column in zip(*rows)],
             "minus the first": [interval([a - b for a, b in zip(column, list(zip(*rows))[0])]) for column in list(zip(*rows))[1:]]}
 
@@ -220,10 +233,12 @@ def teachers(n: int = 2880) -> dict:
             teacher = learn(labels_only(noisy), mine, channels=(24, 48, 80), seed=seed)
             v = logits_of(teacher, x)
             rows["teacher"].append(accuracy(teacher))
-            for name, loss in (("the same labels", labels_only(noisy)), ("its soft answers", taught(v=v)), ("its hard answers", labels_only(v.argmax(1)))):
+            for name, loss in (("the same labels", labels_only(noisy)), ("its soft answers", taught(v=v)),
+                ("its hard answers", labels_only(v.argmax(1)))):
                 rows[name].append(accuracy(learn(loss, mine, seed=50 + seed)))
         found[share] = summary(rows, "the same labels")
-    return {"what": f"{n} images of which a share has a random label; a teacher of 24-48-80 channels learns them, and small networks learn the same labels or its answers (T = 4); "
+    return {"what": f"{n} images of which a share has a random label; a teacher of 24-48-80 channels learns them, and small networks "
+        f"learn the same labels or its answers (T = 4); "
                     f"300 steps, {len(SEEDS)} seeds and samples; test accuracy", "by share": found}
 
 
@@ -240,7 +255,8 @@ def speed() -> dict:
                         "small_ms": round(1e3 * r.candidate_seconds, 4)}
     counted = {name: {"parameters": models.n_parameters(net), "multiply_adds": work.count(net, images[:1]).multiply_adds,
                       "bytes": 4 * models.n_parameters(net)} for name, net in (("teacher", teacher), ("small", small))}
-    return {"what": "time of the teacher's module over that of deployed_net with the small network's numbers, one thread, 95% intervals", "ratios": found, "counted": counted,
+    return {"what": "time of the teacher's module over that of deployed_net with the small network's numbers, one thread, 95% "
+        "intervals", "ratios": found, "counted": counted,
             "accuracy": {"teacher": accuracy(teacher), "small": accuracy(small)}}
 
 

@@ -51,7 +51,8 @@ def test_neither_copies_of_the_batch_nor_impossible_classes_change_the_loss(stud
     expected = T**2 * divergence(z, v, T).mean()
     impossible = torch.full((len(z), 3), -200.0 * T)
     larger = [torch.cat([logits, impossible], 1).repeat(2, 1) for logits in (z, v)]
-    assert_number(student.kd_loss(*larger, labels.repeat(2), T, 1.0, 0.0), expected, "the soft loss of twice the batch with three classes more")
+    assert_number(student.kd_loss(*larger, labels.repeat(2), T, 1.0, 0.0), expected, "the soft loss of twice the batch with three "
+        "classes more")
 
 
 @exercise("kd_loss", points=3)
@@ -110,7 +111,8 @@ def test_a_threshold_of_zero_keeps_all_and_one_above_one_nothing(student, guess,
     logits, _ = guess
     for threshold, expected in ((0.0, True), (1.01, False)):
         keep = visible.targets_and_keep(student, logits, threshold, is_hard, 2.0)[1]
-        assert_that(bool((keep == expected).all()), f"With a threshold of {threshold:g}, {int(keep.sum())} of {len(keep)} images are kept.")
+        assert_that(bool((keep == expected).all()), f"With a threshold of {threshold:g}, {int(keep.sum())} of {len(keep)} images are "
+            f"kept.")
 
 
 @exercise("pseudo_labels", points=2)
@@ -227,4 +229,5 @@ def test_every_generation_is_trained_once(student, random, rounds):
     learner, _, _ = visible.generations(student, random, rounds, 2.0)
     assert_that(len(learner.asked) == rounds, f"fit was called {len(learner.asked)} times for {rounds} generations.")
     first = learner.asked[0]
-    assert_that(bool(((first == 0) | (first == 1)).all()) and bool((first.sum(1) == 1).all()), "The first generation's targets are not one-hot.")
+    assert_that(bool(((first == 0) | (first == 1)).all()) and bool((first.sum(1) == 1).all()),
+        "The first generation's targets are not one-hot.")
