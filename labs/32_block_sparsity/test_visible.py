@@ -502,7 +502,7 @@ def most_of_all_patterns(w: Tensor) -> Tensor:
 
 @exercise("transposable_mask_4x4", points=4)
 @some
-@given(random=generators(), shape=st.sampled_from(SQUARES), kind=st.sampled_from(["normal", "heavy", "equal"]))
+@given(random=generators(), shape=st.sampled_from([(16, 32), (24, 16)]), kind=st.sampled_from(["normal", "heavy", "normal", "equal"]))
 def test_no_pattern_keeps_more_magnitude(student, random, shape, kind):
     """Magnitudes, not numbers with a sign and not squares; all 90 patterns, for each block its own."""
     w = normal(shape, random)
