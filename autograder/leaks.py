@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,18 +27,24 @@ class Secrets:
         self.lines: dict[str, str] = {}
         self.names = {test.name: f"hidden test {test.name}" for test in spec.tests if test.hidden}
         parts = [(cell, *divide(cell)) for cell in lab.cells]
-        public = {line for _, seen, _ in parts for line in seen}
+        self.public = {line for _, seen, _ in parts for line in seen}
         for cell, _, secret in parts:
-            self._add(secret, f"{cell.name}'s solution" if cell.is_code else f"the model answer {cell.name}", public)
-        public |= set(normal((lab.folder / VISIBLE).read_text(encoding="utf-8")))
+            self._add(secret, f"{cell.name}'s solution" if cell.is_code else f"the model answer {cell.name}")
+        self.public |= set(normal((lab.folder / VISIBLE).read_text(encoding="utf-8")))
         for name in (HIDDEN, MISTAKES):
             if (lab.folder / name).is_file():
-                self._add(code_lines((lab.folder / name).read_text(encoding="utf-8")), name, public)
+                self._add(code_lines((lab.folder / name).read_text(encoding="utf-8")), name)
 
-    def _add(self, lines: Iterable[str], origin: str, public: set[str]) -> None:
+    def _add(self, lines: Iterable[str], origin: str) -> None:
         for line in lines:
-            if len(line) >= SUBSTANTIAL and line not in public and not line.startswith(("import ", "from ")):
+            if len(line) >= SUBSTANTIAL and line not in self.public and not line.startswith(("import ", "from ")):
                 self.lines.setdefault(line, origin)
+
+    def without(self, lines: set[str]) -> Secrets:
+        """These secrets but for some lines."""
+        other = copy.copy(self)
+        other.lines = {line: origin for line, origin in self.lines.items() if line not in lines}
+        return other
 
     def find(self, text: str) -> Leak | None:
         """The first line of `text` that is one of the secret ones, or names a hidden test."""

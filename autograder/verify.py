@@ -97,6 +97,7 @@ class Verification:
         texts = [(f"{self.lab.topic}.ipynb", cell.source) for cell in self.lab.released.cells]
         texts += [(p.name, p.read_bytes().decode(errors="replace")) for p in sorted(self.lab.released_folder.rglob("*"))
                   if p.is_file() and p.suffix not in (".ipynb", ".pyc")]
+        texts += [(f"course/{p.name}", p.read_text(encoding="utf-8")) for p in sorted((self.root / "course").rglob("*.py"))]
         return [f"{name}: line of {leak.origin}" for name, text in texts if (leak := secrets.find(text))]
 
     def mistake_rows(self) -> list[Row]:

@@ -77,7 +77,8 @@ def forward(state: State, x: Tensor, gates: Sequence[Tensor] | None = None) -> T
             x = x * gates[k].view(-1, 1, 1)
         if k + 1 < depth(state):
             x = F.max_pool2d(x, 2)
-    return F.linear(x.mean((2, 3)), state["head.weight"], state["head.bias"])
+    means = x.mean((2, 3))  # [batch, o]
+    return F.linear(means, state["head.weight"], state["head.bias"])
 
 
 def accuracy(state: State, x: Tensor, y: Tensor, gates: Sequence[Tensor] | None = None) -> float:
