@@ -69,9 +69,7 @@ def losses(images, seed: int, methods: tuple, factors: tuple = FACTORS) -> dict:
     images = images()
     weights, everywhere = list(pruning.weights(state).values()), LAB["global_magnitude_masks"]
     importance = [LAB["taylor_importance"](w, g) for w, g in zip(weights, gradients(state, images))]
-    random = torch.Generator().manual_seed(seed)
-    choose = {"random, same share": lambda s: [LAB["magnitude_mask"](torch.rand(w.shape, generator=random), s) for w in weights],
-              "size, same share": lambda s: [LAB["magnitude_mask"](w, s) for w in weights],
+    choose = {"size, same share": lambda s: [LAB["magnitude_mask"](w, s) for w in weights],
               "size, one order": lambda s: everywhere(weights, s), "Taylor, one order": lambda s: everywhere(importance, s)}
     control = {steps: finetune(state, images, at_once(None), seed, steps) for steps in {LONG if "600" in m else STEPS for m in methods}}
     found: dict = {}
@@ -94,7 +92,7 @@ def table(rows: list[dict]) -> dict:
     return found
 
 
-METHODS = ("random, same share", "size, same share", "size, one order", "Taylor, one order", "little by little", "little by little, 600 steps")
+METHODS = ("size, same share", "size, one order", "Taylor, one order", "little by little", "little by little, 600 steps")
 
 
 def single() -> dict:

@@ -841,7 +841,7 @@ for factor in (4, 8, 16):
         mine.setdefault(f"yours: {name}", {})[factor] = longer - accuracy(finetune(dense, masks_at, 100)[0])
 
 # %% tags=["experiment"]
-methods = {name: row["loss"] for name, row in full["single"]["methods"].items() if name != "random, same share"}
+methods = {name: row["loss"] for name, row in full["single"]["methods"].items()}
 curves = {name: ([int(f) for f in row], [v[0] for v in row.values()]) for name, row in methods.items()} | {
     name: (list(row), list(row.values())) for name, row in mine.items()}
 bands = {name: tuple([v[k] for v in row.values()] for k in (1, 2)) for name, row in methods.items()}
