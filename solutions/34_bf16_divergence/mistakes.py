@@ -836,25 +836,25 @@ def zero_over_zero(param, grad, state, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6
 @mistake("length_curriculum", caught_by="test_texts_grow_in_a_straight_line_and_then_stay")
 def never_stops(step, warmup, longest, shortest=8, multiple=8):
     """Your texts go on growing after the warm-up, beyond `longest`, for which the network has no places. Stop at `longest`."""
-    return (shortest + (longest - shortest) * step // max(warmup, 1)) // multiple * multiple
+    return (shortest + (longest - shortest) * step // warmup) // multiple * multiple
 
 
 @mistake("length_curriculum", caught_by="test_texts_grow_in_a_straight_line_and_then_stay")
 def from_nothing(step, warmup, longest, shortest=8, multiple=8):
     """You grow from 0 and keep `shortest` as a lower bound only. The line begins at `shortest`: shortest + (longest - shortest) * step / warmup."""
-    return max(shortest, longest * min(step, warmup) // max(warmup, 1) // multiple * multiple)
+    return max(shortest, longest * min(step, warmup) // warmup // multiple * multiple)
 
 
 @mistake("length_curriculum", caught_by="test_texts_grow_in_a_straight_line_and_then_stay")
 def any_length(step, warmup, longest, shortest=8, multiple=8):
     """Your lengths are not multiples of `multiple`. Odd lengths are slow on most hardware: round down."""
-    return shortest + (longest - shortest) * min(step, warmup) // max(warmup, 1)
+    return shortest + (longest - shortest) * min(step, warmup) // warmup
 
 
 @mistake("length_curriculum", caught_by="test_texts_grow_in_a_straight_line_and_then_stay")
 def rounded_up(step, warmup, longest, shortest=8, multiple=8):
     """You round up to a multiple. Round down: a length must not be used before its time."""
-    return -(-(shortest + (longest - shortest) * min(step, warmup) // max(warmup, 1)) // multiple) * multiple
+    return -(-(shortest + (longest - shortest) * min(step, warmup) // warmup) // multiple) * multiple
 
 
 @mistake("length_curriculum", caught_by="test_texts_grow_in_a_straight_line_and_then_stay")

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course.spec import assert_close, assert_that, exercise
@@ -67,6 +67,8 @@ def test_where_nothing_moves_nothing_is_lost(student, random, shape):
     """Updates of 0 count neither as lost nor as updates; if there are no others, the share is 0.0, not NaN."""
     weight = normal(shape, random, BF16)
     assert_close(student.bf16_update(weight, torch.zeros(shape)), (weight, 0.0), "weight and share after updates of 0")
+    one = torch.tensor([1.0, 2.0]).to(BF16)
+    assert_close(student.bf16_update(one, torch.tensor([1e-4, 0.0]))[1], 1.0, "the share of lost updates, where the only one is lost")
     large = weight.float() / 2
     assert_close(student.bf16_update(weight, large)[1], 0.0, "the share of lost updates that halve every weight")
 
@@ -97,7 +99,7 @@ def test_weights_cross_powers_of_two_and_zero(student, random):
 
 
 @exercise("master_weight_step", points=2)
-@few
+@settings(max_examples=2)
 @given(random=generators())
 def test_each_weight_has_a_state_of_its_own(student, random):
     """Whatever must be remembered goes into the state that you return, and comes from the state that you are given."""
@@ -120,10 +122,10 @@ def test_each_weight_has_a_state_of_its_own(student, random):
 def test_growing_and_backing_off_go_on_for_ever(student, random, interval):
     """An overflow begins the count anew; a scale that has grown begins the count anew; nothing else does."""
     scale, good, expected_scale, row = 512.0, 0, 512.0, 0
-    for step in range(16):
+    for step in range(12):
         grads = visible.scaled_gradients(random, scale)
         overflow = bool(torch.rand((), generator=random) < 0.3)
-        true, scale, good = student.dynamic_loss_scale(visible.spoilt(grads, random) if overflow else grads, scale, good, interval)
+        true, scale, good = student.dynamic_loss_scale(visible.spoilt(grads, random, visible.BAD[step % 3]) if overflow else grads, scale, good, interval)
         row = 0 if overflow else row + 1
         expected_scale *= 0.5 if overflow else 2.0 if row == interval else 1.0
         row %= interval
@@ -171,6 +173,8 @@ def test_the_gradient_norm_of_sixteen_bits_is_computed_in_float32(student, rando
 
 # ---------------------------------------------------------------- early_warning: other runs than the student has
 
+# Called by their loss alone: one run of a healthy recipe is "diverging" here (a bump without a warm reading), and one that was about to diverge
+# when its record ends is "healthy". The limits below leave room for both.
 RUNS = visible.Recorded(Path(__file__).with_name(".runs_hidden.safetensors"))
 
 

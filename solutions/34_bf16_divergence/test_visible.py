@@ -19,7 +19,7 @@ from course import device, timing
 from course.spec import assert_close, assert_that, exercise, probe, speed, work
 from course.spec.values import walk
 
-some, few = settings(max_examples=12), settings(max_examples=5)
+some, few = settings(max_examples=8), settings(max_examples=4)
 BF16, FP16 = torch.bfloat16, torch.float16
 
 # name: exponent bits, mantissa bits, infinities
@@ -149,19 +149,17 @@ def test_below_the_smallest_normal_number_the_distance_stays(student, random, na
 
 
 @exercise("round_to_format", points=3)
-@few
-@given(random=generators(), fmt=st.sampled_from(list(FORMATS.values())[::4] + [(3, 2, True), (5, 2, False), (5, 2, True)]))
-def test_what_is_too_large_becomes_infinite_or_the_largest(student, random, fmt):
+def test_what_is_too_large_becomes_infinite_or_the_largest(student):
     """Decide after rounding: what still rounds to the largest number is not too large yet. NaN stays NaN."""
-    numbers = positive(fmt)
-    largest, beyond = float(numbers[-1]), float(2 * numbers[-1] - numbers[-2])
-    end = math.inf if fmt[2] else largest
-    just = 0.25 * largest + 0.75 * (largest + beyond) / 2       # beyond the largest, and still nearer to it
-    x = torch.tensor([largest, just, (largest + beyond) / 2, beyond, 3 * largest, math.inf, math.nan, 0.0])
-    expected = torch.tensor([largest, largest, end, end, end, end, math.nan, 0.0])
-    for sign in (1, -1):
-        got = student.round_to_format(sign * x, *fmt)
-        assert_close(got, sign * expected, f"large numbers in the format {fmt}, whose largest is {largest:g}", rtol=0, atol=0)
+    for fmt in (FORMATS["fp16"], FORMATS["E4M3"], (3, 2, True), (5, 2, False)):
+        numbers = positive(fmt)
+        largest, beyond = float(numbers[-1]), float(2 * numbers[-1] - numbers[-2])
+        end = math.inf if fmt[2] else largest
+        just = 0.25 * largest + 0.75 * (largest + beyond) / 2       # beyond the largest, and still nearer to it
+        x = torch.tensor([largest, just, (largest + beyond) / 2, beyond, 3 * largest, math.inf, math.nan, 0.0])
+        expected = torch.tensor([largest, largest, end, end, end, end, math.nan, 0.0])
+        got = student.round_to_format(torch.cat([x, -x]), *fmt)
+        assert_close(got, torch.cat([expected, -expected]), f"large numbers in the format {fmt}, whose largest is {largest:g}", rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------- swamped_sum
@@ -178,7 +176,7 @@ def one_by_one(x: Tensor, compensated: bool = False) -> Tensor:
     return total
 
 
-lengths = st.sampled_from([1, 2, 3, 7, 64, 300])
+lengths = st.sampled_from([1, 2, 3, 7, 64])
 formats16 = st.sampled_from([BF16, FP16])
 
 
@@ -192,8 +190,8 @@ def terms(n: int, random: torch.Generator, dtype: torch.dtype) -> Tensor:
 @given(random=generators(), n=lengths, dtype=formats16)
 def test_naive_adds_from_left_to_right_and_rounds_each_time(student, random, n, dtype):
     """One accumulator of x's own dtype. torch.sum would add up in float32 and round once."""
-    x = terms(n, random, dtype)
-    assert_close(student.swamped_sum(x, "naive"), one_by_one(x), f"the naive sum of {n} terms", rtol=0, atol=0)
+    for x in (terms(n, random, dtype), terms(300, random, dtype)):
+        assert_close(student.swamped_sum(x, "naive"), one_by_one(x), f"the naive sum of {len(x)} terms", rtol=0, atol=0)
 
 
 @exercise("swamped_sum", points=4)
@@ -201,8 +199,8 @@ def test_naive_adds_from_left_to_right_and_rounds_each_time(student, random, n, 
 @given(random=generators(), n=lengths, dtype=formats16)
 def test_kahan_hands_on_what_was_lost(student, random, n, dtype):
     """Four lines for each term, in this order: y = x - c, t = s + y, c = (t - s) - y, s = t, all in x's dtype."""
-    x = terms(n, random, dtype)
-    assert_close(student.swamped_sum(x, "kahan"), one_by_one(x, compensated=True), f"Kahan's sum of {n} terms", rtol=0, atol=0)
+    for x in (terms(n, random, dtype), terms(300, random, dtype)):
+        assert_close(student.swamped_sum(x, "kahan"), one_by_one(x, compensated=True), f"Kahan's sum of {len(x)} terms", rtol=0, atol=0)
 
 
 @exercise("swamped_sum", points=3)
@@ -332,22 +330,23 @@ def assert_neighbours_of(got: Tensor, master: Tensor, words: str) -> None:
 
 
 @exercise("master_weight_step", points=4)
-@few
-@given(random=generators(), sign=st.sampled_from([1, -1]))
-def test_updates_too_small_for_bf16_add_up(student, random, sign):
+@settings(max_examples=2)
+@given(random=generators())
+def test_updates_too_small_for_bf16_add_up(student, random):
     """Fifty updates of a tenth of bf16's distance move the weight by five distances. Where is the master between two calls?"""
-    weight = (sign * (1.05 + 0.4 * torch.rand(16, generator=random))).to(BF16)
-    update = torch.full((16,), sign * -0.1 * 2.0**-7)
+    sign = torch.tensor([1.0, -1.0]).repeat(8)
+    weight, update = (sign * (1.05 + 0.4 * torch.rand(16, generator=random))).to(BF16), sign * -0.1 * 2.0**-7
     got = master_walk(student, weight, [update] * 50)
     assert_neighbours_of(got[-1], weight.float() - 50 * update, "After 50 equal updates")
 
 
 @exercise("master_weight_step", points=4)
-@few
-@given(random=generators(), size=st.sampled_from([1e-5, 1e-3, 0.1, 3.0]))
-def test_the_weight_follows_a_master_in_float32(student, random, size):
+@settings(max_examples=3)
+@given(random=generators())
+def test_the_weight_follows_a_master_in_float32(student, random):
     """At every step the weight is a bf16 neighbour of what float32 alone would have. Update the master, never the weight."""
-    master, steps = normal((32,), random, BF16).float(), [size * normal((32,), random) for _ in range(12)]
+    sizes = torch.tensor([1e-5, 1e-3, 0.1, 3.0]).repeat(8)
+    master, steps = normal((32,), random, BF16).float(), [sizes * normal((32,), random) for _ in range(12)]
     for number, (got, update) in enumerate(zip(master_walk(student, master.to(BF16), steps), steps), start=1):
         master = master - update
         assert_neighbours_of(got, master, f"After step {number}")
@@ -363,9 +362,11 @@ def scaled_gradients(random: torch.Generator, scale: float) -> list[Tensor]:
 scales = st.sampled_from([2.0**k for k in range(0, 17, 4)])
 
 
-def spoilt(grads: list[Tensor], random: torch.Generator) -> list[Tensor]:
+BAD = (math.inf, -math.inf, math.nan)
+
+
+def spoilt(grads: list[Tensor], random: torch.Generator, bad: float = math.inf) -> list[Tensor]:
     """The same with one number that is infinite or NaN."""
-    bad = (math.inf, -math.inf, math.nan)[int(torch.randint(3, (), generator=random))]
     which = int(torch.randint(len(grads), (), generator=random))
     flat = grads[which].flatten().clone()
     flat[int(torch.randint(len(flat), (), generator=random))] = bad
@@ -383,12 +384,13 @@ def test_gradients_are_divided_by_the_scale_in_float32(student, random, scale):
 
 
 @exercise("dynamic_loss_scale", points=3)
-@some
-@given(random=generators(), scale=scales, good=st.integers(0, 5), factor=st.sampled_from([2.0, 4.0]))
+@few
+@given(random=generators(), scale=scales, good=st.integers(1, 5), factor=st.sampled_from([2.0, 4.0]))
 def test_an_overflow_skips_the_step_and_lowers_the_scale(student, random, scale, good, factor):
     """One infinite or NaN number in any gradient is enough: (None, scale / factor, 0)."""
-    got = student.dynamic_loss_scale(spoilt(scaled_gradients(random, scale), random), scale, good, interval=6, factor=factor)
-    assert_close(got, (None, scale / factor, 0), "gradients, scale and good steps after an overflow")
+    for bad in BAD:
+        got = student.dynamic_loss_scale(spoilt(scaled_gradients(random, scale), random, bad), scale, good, interval=6, factor=factor)
+        assert_close(got, (None, scale / factor, 0), "gradients, scale and good steps after an overflow")
 
 
 @exercise("dynamic_loss_scale", points=3)
@@ -618,11 +620,11 @@ def expected_rollback(saved: list[int], alarm: int, margin: int, skip: int) -> t
 
 @exercise("rollback", points=0)
 @some
-@given(saved=saved_steps, late=st.integers(0, 60), margin=st.integers(0, 60), skip=st.integers(0, 30))
-def test_the_newest_checkpoint_before_the_trouble_is_taken(student, saved, late, margin, skip):
+@given(saved=saved_steps, which=st.integers(0, 5), late=st.sampled_from([0, 0, 1, 9, 25]), margin=st.integers(0, 60), skip=st.integers(0, 30))
+def test_the_newest_checkpoint_before_the_trouble_is_taken(student, saved, which, late, margin, skip):
     """The trouble began before the alarm: only a checkpoint of step alarm - margin or earlier is safe, and of those the newest."""
-    alarm = min(saved) + margin + late
-    assert_close(student.rollback(checkpoints(saved), alarm, margin, skip), expected_rollback(saved, alarm, margin, skip), "state, step, next batch")
+    for saved, alarm, margin in ((saved, saved[which % len(saved)] + margin + late, margin), ([0, 50, 100, 120], 130, 20)):
+        assert_close(student.rollback(checkpoints(saved), alarm, margin, skip), expected_rollback(saved, alarm, margin, skip), "state, step, next batch")
 
 
 @exercise("rollback", points=0)
@@ -665,7 +667,7 @@ def lamb_walk(student, param: Tensor, grads: list[Tensor], **hyper) -> list[Tens
 def test_lamb_steps_have_the_direction_of_adam_and_the_length_of_the_layer(student, random, shape, decay, eps):
     """r is Adam's m_hat / (sqrt(v_hat) + eps) plus weight_decay * param; the step is lr * |param| / |r| * r."""
     hyper = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": eps, "weight_decay": decay}
-    param, grads = normal(shape, random, torch.float64), [normal(shape, random, torch.float64) for _ in range(4)]
+    param, grads = 0.1 * normal(shape, random, torch.float64), [normal(shape, random, torch.float64) for _ in range(4)]
     for number, (got, expected) in enumerate(zip(lamb_walk(student, param, grads, **hyper), lamb_reference(param, grads, **hyper)), start=1):
         assert_close(got, expected, f"parameter after step {number}", rtol=1e-4, atol=1e-5)
 
@@ -683,17 +685,19 @@ def test_a_layer_that_is_zero_still_moves(student, random):
 
 
 @exercise("length_curriculum", points=0)
-@some
-@given(step=st.integers(0, 300), warmup=st.integers(1, 200), shortest=st.integers(1, 4), more=st.integers(0, 12), multiple=st.sampled_from([1, 4, 8]))
-def test_texts_grow_in_a_straight_line_and_then_stay(student, step, warmup, shortest, more, multiple):
+@few
+@given(percent=st.integers(20, 80), warmup=st.sampled_from([50, 100, 200]), shortest=st.integers(1, 4), more=st.integers(2, 12),
+       multiple=st.sampled_from([4, 8]))
+def test_texts_grow_in_a_straight_line_and_then_stay(student, percent, warmup, shortest, more, multiple):
     """shortest + (longest - shortest) * step / warmup, no further than longest, rounded down to a multiple."""
     shortest, longest = multiple * shortest, multiple * (shortest + more)
-    exact = shortest + (longest - shortest) * min(step / warmup, 1.0)
-    got = student.length_curriculum(step, warmup, longest, shortest, multiple)
-    assert_that(type(got) is int, "length_curriculum must return a whole number.")
-    allowed = {int((exact + slip) // multiple) * multiple for slip in (-1e-9, 1e-9)}     # a float may fall just short of a whole number
-    assert_that(got in allowed and got <= longest, f"At step {step} of {warmup}, from {shortest} to {longest} in multiples of {multiple}, the length is "
-                f"{max(allowed)}. It was {got}.")
+    for step, warmup in ((0, warmup), (warmup * percent // 100, warmup), (warmup - 1, warmup), (warmup, warmup), (2 * warmup, warmup), (0, 1), (1, 1)):
+        exact = shortest + (longest - shortest) * min(step / warmup, 1.0)
+        got = student.length_curriculum(step, warmup, longest, shortest, multiple)
+        assert_that(type(got) is int, "length_curriculum must return a whole number.")
+        allowed = {int((exact + slip) // multiple) * multiple for slip in (-1e-9, 1e-9)}     # a float may fall just short of a whole number
+        assert_that(got in allowed and got <= longest, f"At step {step} of {warmup}, from {shortest} to {longest} in multiples of {multiple}, the length "
+                    f"is {max(allowed)}. It was {got}.")
 
 
 # ---------------------------------------------------------------- speed and bytes
