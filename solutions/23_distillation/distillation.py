@@ -935,7 +935,7 @@ claims.show("23-compounds")
 
 # %% [markdown] tags=["written"] points=15 name="claim"
 # Soft answers say more than labels when the teacher knows more than the labels at hand. In my run of 600 steps with
-# 360 images they were worth about 20 points (one seed); in the full run 13 points with 180 images, 17 with 720 (13 to
+# 360 images they were worth about 30 points (one seed); in the full run 13 points with 180 images, 17 with 720 (13 to
 # 20.5, four seeds), 4 with 2,880. With all 10,000 nothing can be measured any more: 1.9 points, and the interval
 # contains zero. They also said nothing at T = 1. A teacher that had seen no more than its pupil cost 6 points. So the
 # first claim holds in part, and part of the gain is simply the teacher's larger data.
