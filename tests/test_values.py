@@ -121,3 +121,9 @@ def test_arguments_count_as_left_alone_only_if_they_are(before, after):
     outcome = invoke(lambda box: box.__setitem__(0, after), Call("f", (box,), {}))
     if first_difference(before, after, rtol=0, atol=0) is not None:
         assert outcome.args[0] is not box and first_difference(outcome.args[0], [after], rtol=0, atol=0) is None
+
+
+def test_a_shape_is_a_tuple_of_numbers():
+    shape = torch.ones(2, 3).shape
+    assert list(walk({"shape": shape})) == [("['shape'][0]", 2), ("['shape'][1]", 3)]
+    assert clone(shape) == (2, 3) and type(clone(shape)) is tuple

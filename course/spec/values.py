@@ -16,6 +16,7 @@ from torch import Tensor
 Value = Any
 MAX_DEPTH = 16
 SCALARS = (bool, int, float, str, type(None))
+SEQUENCES = (list, tuple, torch.Size)   # w.shape is the natural thing to return
 
 
 class NotAValue(TypeError):
@@ -36,7 +37,7 @@ def walk(value: Value, where: str = "") -> Iterator[tuple[str, Value]]:
                 if type(key) not in (str, int):
                     raise NotAValue(f"a dict key of type {type(key).__name__}{at(where)}; keys are strings or ints")
             stack.extend((f"{where}[{key!r}]", item, depth + 1) for key, item in reversed(value.items()))
-        elif type(value) in (list, tuple):
+        elif type(value) in SEQUENCES:
             stack.extend((f"{where}[{i}]", item, depth + 1) for i, item in reversed(list(enumerate(value))))
         else:
             raise NotAValue(f"an object of type {type(value).__name__}{at(where)}; "
@@ -48,11 +49,11 @@ def at(where: str) -> str:
 
 
 def rebuild(value: Value, leaf: Callable[[Value], Value]) -> Value:
-    """The same nesting with `leaf` applied to everything that is not a dict, list or tuple."""
+    """The same nesting with `leaf` applied to everything that is not a dict, list or tuple; a torch.Size becomes a tuple."""
     if type(value) is dict:
         return {key: rebuild(item, leaf) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(rebuild(item, leaf) for item in value)
+    if type(value) in SEQUENCES:
+        return (list if type(value) is list else tuple)(rebuild(item, leaf) for item in value)
     return leaf(value)
 
 
