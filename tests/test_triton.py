@@ -159,6 +159,14 @@ def test_an_interpreted_kernel_that_leaves_its_tensors_is_stopped_and_told(wrong
 
 
 @needs_triton
+def test_the_line_of_the_kernel_that_leaves_its_tensors_is_told(kernel_lab):
+    wrong = double_with("tl.load(x_ptr + i, mask=i < n)", "tl.load(x_ptr + i)")
+    result, = run(load(kernel_lab), Student(Local({"double": wrong})), seed=0)
+    assert "double raised IndexError: this kernel reads outside its tensors" in result.message
+    assert "in double_kernel, line" in result.message and "x = tl.load(x_ptr + i)" in result.message
+
+
+@needs_triton
 def test_a_kernel_may_not_write_outside_its_tensors_either():
     with pytest.raises(Exception, match="writes outside its tensors"):
         double_with("- 2, mask=i < n", "- 2")(torch.arange(11.0))

@@ -282,6 +282,8 @@ def _gradients(function: str, value: Value, cotangent: Value, inputs: list[Tenso
 
 def explain(function: str, error: BaseException) -> str:
     """What the student's code raised and in which of its own lines, in at most three lines of text."""
+    if type(error).__name__ == "InterpreterError" and error.__cause__ is not None:  # Triton wraps what a kernel raises
+        error = error.__cause__
     text = f"{function} raised {type(error).__name__}: {_first_line(error)}"
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != "invoke"]
     inside = next((frame for frame in reversed(own) if not _is_library(frame.filename)), None)
@@ -299,4 +301,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_library(filename: str) -> bool:
-    return any(part in filename for part in ("site-packages", "dist-packages", "/lib/python3", "course/spec"))
+    return any(part in filename for part in ("site-packages", "dist-packages", "/lib/python3", "course/spec", "course/kernels"))
