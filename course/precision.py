@@ -40,7 +40,8 @@ class _Through(torch.autograd.Function):
 class Rounded(nn.Module):
     """`model` with every result rounded to `dtype` (None: float32, nothing is rounded), except for the segments in `keep`.
 
-    After a forward pass `seen` holds what each segment gave, by name: "block 2 scores", "logits".
+    After a forward pass `seen` holds what each segment gave, by name and in the order of computing: "block 2 scores", "logits".
+    A block has two norms and two residuals, "norm 1" and "norm 2": a name that came twice would keep the first one's place.
     real    compute in the dtype itself, as the hardware can, instead of rounding float32 results: for measuring time
     """
 
@@ -61,20 +62,20 @@ class Rounded(nn.Module):
         """What goes into a segment: in float32 where it is kept so."""
         return [x.float() for x in xs] if segment in self.keep else list(xs)
 
-    def at(self, segment: str, x: Tensor, block: int | None = None) -> Tensor:
-        """What comes out of a segment."""
+    def at(self, segment: str, x: Tensor, block: int | None = None, which: str = "") -> Tensor:
+        """What comes out of a segment; `which` of a block's two, if it has two."""
         if segment not in self.keep:
             x = self.round(x)
-        self.seen[segment if block is None else f"block {block} {segment}"] = x.detach()
+        self.seen[("" if block is None else f"block {block} ") + segment + which] = x.detach()
         return x
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         bias = None if layer.bias is None else self.round(layer.bias)
         return F.linear(self.round(x), self.round(layer.weight), bias)
 
-    def norm(self, x: Tensor, layer: nn.LayerNorm, i: int) -> Tensor:
+    def norm(self, x: Tensor, layer: nn.LayerNorm, i: int | None = None, which: str = "") -> Tensor:
         x, weight, bias = self.wide("norm", self.round(x) if "norm" not in self.keep else x, self.round(layer.weight), self.round(layer.bias))
-        return self.at("norm", F.layer_norm(x, x.shape[-1:], weight, bias), i)
+        return self.at("norm", F.layer_norm(x, x.shape[-1:], weight, bias), i, which)
 
     def attention(self, x: Tensor, block: nn.Module, i: int) -> Tensor:
         b, t, d = x.shape
@@ -94,18 +95,16 @@ class Rounded(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         m, t = self.model, tokens.shape[1]
-        norm = lambda layer, x, i: self.norm(x, layer, i)
         x = m.tokens(tokens.long()) + m.places(torch.arange(t, device=tokens.device))  # [batch, t, d]
         x = x if "residual" in self.keep else self.round(x)
         for i, block in enumerate(m.blocks):
-            if block.pre:
-                x = self.at("residual", x + self.attention(norm(block.norm1, x, i), block, i), i)
-                x = self.at("residual", x + self.mlp(norm(block.norm2, x, i), block, i), i)
-            else:
-                x = norm(block.norm1, self.at("residual", x + self.attention(x, block, i), i), i)
-                x = norm(block.norm2, self.at("residual", x + self.mlp(x, block, i), i), i)
+            for which, layer, part in ((" 1", block.norm1, self.attention), (" 2", block.norm2, self.mlp)):
+                if block.pre:
+                    x = self.at("residual", x + part(self.norm(x, layer, i, which), block, i), i, which)
+                else:
+                    x = self.norm(self.at("residual", x + part(x, block, i), i, which), layer, i, which)
         if isinstance(m.norm, nn.LayerNorm):
-            x = norm(m.norm, x, len(m.blocks))
+            x = self.norm(x, m.norm)
         return self.at("logits", self.linear(x, m.head))  # [batch, t, vocab]
 
 
@@ -230,8 +229,8 @@ def transformer(seed: int = 0, d: int = 32, layers: int = 4, length: int = 32, n
 
 
 def overall(readings: dict[str, float], names: Collection[str] = ("scores", "residual", "logits")) -> dict[str, float]:
-    """Readings by segment ("block 2 scores") as the largest of all blocks for each of `names`, and the gradient norm."""
-    of = lambda name: torch.tensor([x for key, x in readings.items() if key.endswith(name)])
+    """Readings by segment ("block 2 residual 1") as the largest of all blocks for each of `names`, and the gradient norm."""
+    of = lambda name: torch.tensor([x for key, x in readings.items() if name in key.split()])
     return {name: float(of(name).max()) for name in names} | {"gradient norm": readings["gradient norm"]}
 
 

@@ -621,7 +621,7 @@ claims.show("slip-softmax-tf32", measured=f"torch has {'a' if hasattr(torch, 'tf
 # %%
 def thermometer(activations: dict[str, Tensor], grads: list[Tensor]) -> dict[str, float]:
     """For each name the largest absolute value, and under "gradient norm" the Euclidean norm of all gradients together, computed in
-    float32. A NaN anywhere makes its reading NaN."""
+    float32 (0.0 if there are none). All are numbers of Python, no tensors. A NaN anywhere makes its reading NaN."""
     ### BEGIN SOLUTION
     readings = {name: x.abs().max().item() for name, x in activations.items()}
     squares = [g.float().square().sum().item() for g in grads]

@@ -69,6 +69,20 @@ def no_infinity(codes, exponent_bits, mantissa_bits, infinities=True):
     return _decode(codes, exponent_bits, mantissa_bits, infinities, special=False)
 
 
+@mistake("decode_float", caught_by="test_every_code_of_sixteen_bits_means_what_torch_reads")
+def decoded_in_float32(codes, exponent_bits, mantissa_bits, infinities=True):
+    """Your values are right, but their dtype is float32. Return float64, in which the numbers of every format here have room: .double(), or
+    dtype=torch.float64."""
+    return _decode(codes, exponent_bits, mantissa_bits, infinities).float()
+
+
+@mistake("decode_float", caught_by="test_numbers_go_on_evenly_down_to_zero")
+def one_zero_only(codes, exponent_bits, mantissa_bits, infinities=True):
+    """Your zero has lost its sign: the code with only the sign bit set is -0.0. It is there so that a small negative number that becomes zero
+    stays negative. Multiply by the sign, or negate, at the end; adding 0 loses it."""
+    return _decode(codes, exponent_bits, mantissa_bits, infinities) + 0.0
+
+
 @mistake("decode_float", caught_by="test_e4m3_spends_one_code_on_nan_and_none_on_infinity")
 def infinities_everywhere(codes, exponent_bits, mantissa_bits, infinities=True):
     """You do not look at `infinities`. E4M3 has none: its codes with the largest e are ordinary numbers up to 448, and only m = all ones is
@@ -78,7 +92,7 @@ def infinities_everywhere(codes, exponent_bits, mantissa_bits, infinities=True):
 
 # ---------------------------------------------------------------- round_to_format
 
-def _round(x, exponent_bits, mantissa_bits, infinities=True, *, to=torch.round, least=0, flush=False, top="format", log=False, early=False, shift=0, nan=True):
+def _round(x, exponent_bits, mantissa_bits, infinities=True, *, to=torch.round, least=0, flush=False, top="format", log=False, early=False, shift=0, nan=True, end="format"):
     b = 2 ** (exponent_bits - 1) - 1
     wide = x.double()
     if log:     # the power of two above instead of the one below
@@ -89,7 +103,9 @@ def _round(x, exponent_bits, mantissa_bits, infinities=True, *, to=torch.round, 
         exponent = exponent.clamp(min=1 - b + least)
     q = torch.exp2(exponent - mantissa_bits + shift)
     y = to(wide / q) * q
-    largest = 2.0**b * (2 - 2.0**-mantissa_bits) if infinities else 2.0 ** (b + 1) * (2 - 2.0 ** (1 - mantissa_bits))
+    largest = 2.0**b * (2 - 2.0**-mantissa_bits) if infinities or end == "ieee" else 2.0 ** (b + 1) * (2 - 2.0 ** (1 - mantissa_bits))
+    if end == "nan" and not infinities:
+        largest = 2.0 ** (b + 1) * (2 - 2.0**-mantissa_bits)
     if top == "largest" or (top == "format" and not infinities):
         y = y.clamp(-largest, largest)
     elif top == "infinite":
@@ -157,6 +173,26 @@ def too_large_before_rounding(x, exponent_bits, mantissa_bits, infinities=True):
 
 
 @mistake("round_to_format", caught_by="test_what_is_too_large_becomes_infinite_or_the_largest")
+def e4m3_ends_at_240(x, exponent_bits, mantissa_bits, infinities=True):
+    """Without infinities your format ends a power of two too early (240 in E4M3). No code is spent on infinity there: those with the largest e
+    are ordinary numbers, but for the one that is NaN, so that E4M3 ends at 448."""
+    return _round(x, exponent_bits, mantissa_bits, infinities, end="ieee")
+
+
+@mistake("round_to_format", caught_by="test_what_is_too_large_becomes_infinite_or_the_largest")
+def e4m3_ends_at_480(x, exponent_bits, mantissa_bits, infinities=True):
+    """Without infinities your largest number is the one whose bits are all ones (480 in E4M3). That code is NaN: the largest number is the one
+    before it, 448."""
+    return _round(x, exponent_bits, mantissa_bits, infinities, end="nan")
+
+
+@mistake("round_to_format", caught_by="test_what_is_too_large_becomes_infinite_or_the_largest")
+def infinity_kept(x, exponent_bits, mantissa_bits, infinities=True):
+    """You leave an infinite x as it is, in a format that has no infinity. It is too large as any other: take the largest number."""
+    return torch.where(x.isinf(), x, _round(x, exponent_bits, mantissa_bits, infinities))
+
+
+@mistake("round_to_format", caught_by="test_what_is_too_large_becomes_infinite_or_the_largest")
 def infinite_without_infinities(x, exponent_bits, mantissa_bits, infinities=True):
     """You return infinity in a format that has none. Where `infinities` is False, take the largest number instead."""
     return _round(x, exponent_bits, mantissa_bits, infinities, top="infinite")
@@ -187,7 +223,7 @@ def _sums(x, method, naive=None, pairwise=None, kahan=None):
 
 @mistake("swamped_sum", caught_by="test_naive_adds_from_left_to_right_and_rounds_each_time")
 def torch_sum(x, method="naive"):
-    """You use torch.sum for the naive sum. torch adds up in float32 and rounds once at the end, which is a cure and not the disease. Write the
+    """Your naive sum was rounded only once: torch.sum, and cumsum as well, add up in float32, which is a cure and not the disease. Write the
     loop, one addition for each term."""
     return _sums(x, method, naive=lambda x: x.float().sum(0).to(x.dtype))
 
@@ -429,6 +465,24 @@ def rounded_and_cut(weight, update, state):
     return master.to(BF16), {"low": ((bits & 0xFFFF) - ((bits & 0x8000) << 1)).to(torch.int16)}
 
 
+@mistake("master_weight_step", caught_by="test_not_even_the_smallest_steps_of_float32_are_lost")
+def remainder_in_fp16(weight, update, state):
+    """Your remainder has 11 bits; 16 are needed: the weight has 8 of float32's 24. And fp16 ends at 6e-8, so that the remainder of a small weight
+    is zero. Keep the lower 16 bits of float32 as they are, as an integer, or the remainder in float32."""
+    master = weight.float() + state.get("rest", torch.zeros_like(weight)).float() - update
+    new = master.to(BF16)
+    return new, {"rest": (master - new.float()).to(FP16)}
+
+
+@mistake("master_weight_step", caught_by="test_not_even_the_smallest_steps_of_float32_are_lost")
+def remainder_in_bf16(weight, update, state):
+    """Your remainder has 8 bits; 16 are needed: the weight has 8 of float32's 24. Small updates are lost again once the remainder is large.
+    Keep the lower 16 bits of float32 as they are, as an integer, or the remainder in float32."""
+    master = weight.float() + state.get("rest", torch.zeros_like(weight)).float() - update
+    new = master.to(BF16)
+    return new, {"rest": (master - new.float()).to(BF16)}
+
+
 # ---------------------------------------------------------------- dynamic_loss_scale
 
 def _finite(grads):
@@ -470,6 +524,16 @@ def nan_not_noticed(grads, scale, good_steps, interval=2000, factor=2.0):
     """You look for infinities only. An overflow further up often arrives as NaN (infinity minus infinity): skip the step if anything is
     not finite."""
     if any(bool(g.isinf().any()) for g in grads):
+        return None, scale / factor, 0
+    grow = good_steps + 1 >= interval
+    return [g.float() / scale for g in grads], scale * (factor if grow else 1), 0 if grow else good_steps + 1
+
+
+@mistake("dynamic_loss_scale", caught_by="test_gradients_are_divided_by_the_scale_in_float32")
+def sum_of_finite_numbers(grads, scale, good_steps, interval=2000, factor=2.0):
+    """You look whether the sum of the gradients is finite. In fp16 finite numbers can have an infinite sum, and a good step is skipped: ask every
+    number, g.isfinite().all()."""
+    if not all(bool(torch.isfinite(g.sum())) for g in grads):
         return None, scale / factor, 0
     grow = good_steps + 1 >= interval
     return [g.float() / scale for g in grads], scale * (factor if grow else 1), 0 if grow else good_steps + 1
@@ -517,13 +581,18 @@ def never_grows(grads, scale, good_steps, interval=2000, factor=2.0):
 
 # ---------------------------------------------------------------- stable_softmax_attention
 
-def _attention(q, k, v, *, scale=None, causal=True, maximum=True, scores_in=None, weights_in=None, out=None, strict=0, late_mask=False):
+def _attention(q, k, v, *, scale=None, causal=True, maximum=True, scores_in=None, weights_in=None, out=None, strict=0, late_mask=False, early_maximum=False,
+               upside_down=False):
     dtype, d = q.dtype, q.shape[-1]
     scores = torch.einsum("...id,...jd->...ij", q.float(), k.float()) * (d**-0.5 if scale is None else scale(q))
     if scores_in:
         scores = scores.to(scores_in).float()
     t = q.shape[-2]
     past = torch.tril(torch.ones(t, t, dtype=torch.bool), diagonal=-strict)
+    if upside_down:
+        past = past.T
+    if early_maximum:
+        scores, maximum = scores - scores.max(-1, keepdim=True).values, False
     if causal and not late_mask:
         scores = torch.where(past, scores, -math.inf)
     e = torch.exp(scores - scores.max(-1, keepdim=True).values if maximum else scores)
@@ -566,6 +635,19 @@ def without_the_root_of_d(q, k, v):
 def divided_by_d(q, k, v):
     """You divide the scores by d. It is the square root of d, the standard deviation of a product of d random pairs."""
     return _attention(q, k, v, scale=lambda q: 1 / q.shape[-1])
+
+
+@mistake("stable_softmax_attention", caught_by="test_scores_of_a_thousand_are_no_problem")
+def maximum_before_the_mask(q, k, v):
+    """You subtract the largest of all scores of a row, masked ones too. If that one is masked, the others may lie so far below it that every
+    exponential is 0, and 0 / 0 is NaN. Take the maximum over the places that are seen: mask first."""
+    return _attention(q, k, v, early_maximum=True)
+
+
+@mistake("stable_softmax_attention", caught_by="test_no_place_sees_a_later_one")
+def mask_upside_down(q, k, v):
+    """Your mask is the wrong way round: each place sees itself and the later ones. Set the scores *above* the diagonal to -inf, triu(1)."""
+    return _attention(q, k, v, upside_down=True)
 
 
 @mistake("stable_softmax_attention", caught_by="test_no_place_sees_a_later_one")
@@ -637,6 +719,26 @@ def squares_in_sixteen_bits(activations, grads):
 def largest_norm_only(activations, grads):
     """You return the norm of the largest gradient tensor alone. Add up the squares of all of them, then take the root."""
     return _read(activations, grads, norm=lambda grads: max((g.double().norm().item() for g in grads), default=0.0))
+
+
+@mistake("thermometer", caught_by="test_the_norm_of_bf16_gradients_is_not_rounded_to_bf16")
+def norms_in_sixteen_bits(activations, grads):
+    """Your gradient norm is rounded to the 16 bits of the gradients, which is wrong by up to 0.4% in bf16. Convert the gradients to float32
+    before you take squares or norms."""
+    return _read(activations, grads, norm=lambda grads: math.sqrt(sum(g.norm().item() ** 2 for g in grads)))
+
+
+@mistake("thermometer", caught_by="test_each_activation_shows_its_largest_size")
+def tensors_instead_of_numbers(activations, grads):
+    """Your readings are tensors. A thermometer that stays on for a long run would keep each of them, and the graph behind it: return numbers,
+    .item()."""
+    return {name: torch.tensor(x) for name, x in _read(activations, grads).items()}
+
+
+@mistake("thermometer", caught_by="test_the_gradient_norm_is_that_of_one_long_vector")
+def no_gradients_no_norm(activations, grads):
+    """Without gradients your norm fails, or is NaN. The norm of nothing is 0.0; a step that was skipped has none."""
+    return _read(activations, grads, norm=lambda grads: torch.cat([g.double().flatten() for g in grads]).norm().item() if grads else math.nan)
 
 
 # ---------------------------------------------------------------- early_warning

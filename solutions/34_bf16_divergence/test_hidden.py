@@ -63,8 +63,8 @@ def test_any_number_of_terms_and_any_shape_can_be_added(student, random, n, rest
 @exercise("bf16_update", points=1)
 @few
 @given(random=generators(), shape=st.sampled_from([(8,), (3, 4), ()]))
-def test_where_nothing_moves_nothing_is_lost(student, random, shape):
-    """Updates of 0 count neither as lost nor as updates; if there are no others, the share is 0.0, not NaN."""
+def test_the_share_is_one_of_the_updates_that_are_not_zero(student, random, shape):
+    """Updates of 0 count neither as lost nor as updates, in whatever shape; without any other the share is 0.0."""
     weight = normal(shape, random, BF16)
     assert_close(student.bf16_update(weight, torch.zeros(shape)), (weight, 0.0), "weight and share after updates of 0")
     one = torch.tensor([1.0, 2.0]).to(BF16)
@@ -150,25 +150,16 @@ def test_weights_are_not_rounded_between_softmax_and_values(student, random, d):
 @exercise("thermometer", points=1)
 @few
 @given(random=generators())
-def test_a_nan_is_not_hidden(student, random):
-    """A comparison with NaN is false, so that Python's own max may pass over it. torch's maximum keeps it. And an infinity is infinite."""
-    bad = normal((4, 5), random)
-    bad[2, 3] = math.nan
-    infinite = torch.where(torch.arange(5) == 3, -math.inf, normal((5,), random))
-    got = visible._numbers(student.thermometer({"up": bad, "down": infinite}, [bad]), ["up", "down", "gradient norm"])
-    assert_close(got, {"up": math.nan, "down": math.inf, "gradient norm": math.nan}, "the readings with a NaN and an infinity inside")
-
-
-@exercise("thermometer", points=2)
-@few
-@given(random=generators())
 def test_the_gradient_norm_of_sixteen_bits_is_computed_in_float32(student, random):
     """A square of 300 overflows in fp16, and a sum of thousands of squares is swamped in bf16. Convert first."""
     for dtype in (BF16, FP16):
         grads = [(scale * normal((30, 40), random)).to(dtype) for scale in (300.0, 500.0)]
         got = visible._numbers(student.thermometer({"logits": grads[0]}, grads), ["logits", "gradient norm"])
         true = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
-        assert_close(got["gradient norm"], true, f"the gradient norm of {str(dtype)[6:]} gradients", rtol=1e-3)
+        assert_close(got["gradient norm"], true, f"the gradient norm of {str(dtype)[6:]} gradients", rtol=2e-5)
+    spoilt = torch.full((3, 3), math.nan)
+    got = visible._numbers(student.thermometer({"up": spoilt[0], "down": torch.zeros(2)}, [torch.ones(2), spoilt]), ["up", "down", "gradient norm"])
+    assert_close(got, {"up": math.nan, "down": 0.0, "gradient norm": math.nan}, "the readings with a NaN inside")
 
 
 # ---------------------------------------------------------------- early_warning: other runs than the student has

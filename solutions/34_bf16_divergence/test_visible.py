@@ -7,6 +7,7 @@ probes at the end have fixed ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -83,6 +84,8 @@ def test_numbers_go_on_evenly_down_to_zero(student):
     for name, fmt in FORMATS.items():
         codes = torch.arange(2 ** (fmt[1] + 1))     # e is 0 or 1
         assert_decodes(student, codes, fmt, f"the smallest numbers of {name}")
+        zeros = student.decode_float(torch.tensor([0, 2 ** (fmt[0] + fmt[1])]), *fmt)
+        assert_that(zeros.signbit().tolist() == [False, True], f"{name} has two zeros: the code with only the sign bit set is -0.0. Multiply by the sign, which keeps it.")
 
 
 @exercise("decode_float", points=2)
@@ -110,6 +113,7 @@ def positive(fmt: tuple) -> Tensor:
 
 
 small_formats = st.tuples(st.integers(2, 5), st.integers(1, 4), st.booleans())
+with_infinities = st.tuples(st.integers(2, 5), st.integers(1, 4), st.just(True))        # what else has no infinities has another end
 
 
 @exercise("round_to_format", points=4)
@@ -123,7 +127,7 @@ def test_numbers_go_where_torch_puts_them(student, random, name):
 
 @exercise("round_to_format", points=3)
 @few
-@given(fmt=small_formats)
+@given(fmt=with_infinities)
 def test_halves_go_to_the_even_neighbour(student, fmt):
     """Exactly between two numbers the one whose last mantissa bit is 0 is taken: torch.round does it so."""
     numbers = positive(fmt)
@@ -239,7 +243,7 @@ def updates(random: torch.Generator, n: int = 64) -> tuple[Tensor, Tensor]:
 BARELY = 2.0**-8 * (1 + 2.0**-10)     # seen from 1.0: rounded to bf16 it is exactly half of the distance upwards, and is lost
 
 
-@exercise("bf16_update", points=2)
+@exercise("bf16_update", points=1)
 @some
 @given(random=generators())
 def test_the_new_weight_is_rounded_once(student, random):
@@ -255,8 +259,15 @@ def test_an_update_that_leaves_its_weight_is_lost(student, random):
     """Count where the new weight equals the old one although the update is not 0; divide by the number of nonzero updates."""
     weight, update = updates(random)
     pairs = [(w, u) for w, u in zip(weight.tolist(), update.tolist()) if u != 0]
-    lost = [torch.tensor(torch.tensor(w - u, dtype=torch.float32), dtype=BF16).item() == w for w, u in pairs]
+    lost = [torch.tensor(w - u, dtype=torch.float32).to(BF16).item() == w for w, u in pairs]
     assert_close(student.bf16_update(weight, update)[1], sum(lost) / len(lost), "the share of lost updates", rtol=1e-5)
+
+
+@exercise("bf16_update", points=1)
+def test_where_nothing_moves_nothing_is_lost(student):
+    """Updates of 0 count neither as lost nor as updates; if there are no others, the share is 0.0, not NaN."""
+    weight = torch.linspace(-1, 1, 8).to(BF16)
+    assert_close(student.bf16_update(weight, torch.zeros(8)), (weight, 0.0), "weight and share after updates of 0")
 
 
 # ---------------------------------------------------------------- stochastic_round
@@ -329,7 +340,7 @@ def assert_neighbours_of(got: Tensor, master: Tensor, words: str) -> None:
         assert_that(False, f"{words}: the master is {master[i].item():.7g} in float32, the weight {got[i].item():.7g} is no neighbour of it.")
 
 
-@exercise("master_weight_step", points=4)
+@exercise("master_weight_step", points=3)
 @settings(max_examples=2)
 @given(random=generators())
 def test_updates_too_small_for_bf16_add_up(student, random):
@@ -340,7 +351,7 @@ def test_updates_too_small_for_bf16_add_up(student, random):
     assert_neighbours_of(got[-1], weight.float() - 50 * update, "After 50 equal updates")
 
 
-@exercise("master_weight_step", points=4)
+@exercise("master_weight_step", points=3)
 @settings(max_examples=3)
 @given(random=generators())
 def test_the_weight_follows_a_master_in_float32(student, random):
@@ -350,6 +361,29 @@ def test_the_weight_follows_a_master_in_float32(student, random):
     for number, (got, update) in enumerate(zip(master_walk(student, master.to(BF16), steps), steps), start=1):
         master = master - update
         assert_neighbours_of(got, master, f"After step {number}")
+
+
+def smallest_steps(weight: Tensor) -> list[Tensor]:
+    """A few thousand of float32's own distances at each weight, six times three of them, and then all the rest of it: what is left is the
+    sum of the six, if nothing was lost. Every master on the way is a float32 number, in whatever order it is computed."""
+    distance = torch.exp2(torch.frexp(weight.float())[1].double() - 24)        # of float32's numbers around each weight
+    steps = [20000 * distance] + [3 * distance] * 6
+    return [step.float() for step in (*steps, weight.double() - 20000 * distance)]
+
+
+def assert_keeps_the_smallest_steps(step: Callable) -> None:
+    """Of weights large and small; `step` is master_weight_step."""
+    weight = torch.tensor([1.25, -1.375, 0.02, -0.3, 1e-4, 1.3e-6]).to(BF16)
+    steps, state, new = smallest_steps(weight), {}, weight
+    for update in steps:
+        new, state = step(new, update, state)
+    assert_neighbours_of(new, -18 * steps[1] / 3, "After six updates of three float32 steps each, and one that takes away all but these six")
+
+
+@exercise("master_weight_step", points=2)
+def test_not_even_the_smallest_steps_of_float32_are_lost(student):
+    """float32 has 24 bits and bf16 8: whatever you keep beside the weight must hold the other 16, for small weights too."""
+    assert_keeps_the_smallest_steps(student.master_weight_step)
 
 
 # ---------------------------------------------------------------- dynamic_loss_scale
@@ -381,6 +415,9 @@ def test_gradients_are_divided_by_the_scale_in_float32(student, random, scale):
     grads = scaled_gradients(random, scale)
     got, *_ = student.dynamic_loss_scale(grads, scale, 1, interval=2)       # this step makes the scale grow
     assert_close(got, [g.float() * (1 / scale) for g in grads], "the true gradients", rtol=1e-6, atol=0)
+    large = [torch.tensor([6e4, 5e4, 4e4]).to(FP16), torch.tensor([3e4]).to(FP16)]      # finite, but not their sum in fp16
+    got, *_ = student.dynamic_loss_scale(large, scale, 0)
+    assert_close(got, [g.float() * (1 / scale) for g in large], "the true gradients, of large but finite ones", rtol=1e-6, atol=0)
 
 
 @exercise("dynamic_loss_scale", points=3)
@@ -425,14 +462,6 @@ def attention_inputs(draw, size: float = 1.0, dtypes=(BF16, FP16)) -> tuple[Tens
     return tuple((factor * normal(shape, random)).to(dtype) for factor in (size, 1.0, 1.0))
 
 
-@exercise("stable_softmax_attention", points=5)
-@some
-@given(qkv=attention_inputs(size=4.0))
-def test_attention_is_exact_up_to_one_rounding(student, qkv):
-    """Convert q, k and v to float32 before the first product, and round only the result."""
-    assert_rounded_once(student.stable_softmax_attention(*qkv), attention64(*qkv), qkv[0].dtype, float(qkv[2].abs().max()), "the attention")
-
-
 @exercise("stable_softmax_attention", points=3)
 @few
 @given(qkv=attention_inputs(), random=generators())
@@ -447,11 +476,19 @@ def test_no_place_sees_a_later_one(student, qkv, random):
                  rtol=1e-2, atol=1e-2)
 
 
+@exercise("stable_softmax_attention", points=5)
+@some
+@given(qkv=attention_inputs(size=4.0))
+def test_attention_is_exact_up_to_one_rounding(student, qkv):
+    """Convert q, k and v to float32 before the first product, and round only the result."""
+    assert_rounded_once(student.stable_softmax_attention(*qkv), attention64(*qkv), qkv[0].dtype, float(qkv[2].abs().max()), "the attention")
+
+
 @exercise("stable_softmax_attention", points=3)
 @few
 @given(random=generators())
 def test_scores_of_a_thousand_are_no_problem(student, random):
-    """Subtract each row's maximum before exp: the largest exponent is then 0, and every row keeps at least one weight of 1."""
+    """Subtract each row's maximum, over the places that are seen, before exp: then every row keeps at least one weight of 1."""
     q, k, v = ((30 * normal((2, 6, 8), random)).to(BF16), (30 * normal((2, 6, 8), random)).to(BF16), normal((2, 6, 8), random, BF16))
     assert_rounded_once(student.stable_softmax_attention(q, k, v), attention64(q, k, v), BF16, 100 * float(v.abs().max()), "the attention with large scores")
 
@@ -475,15 +512,40 @@ def test_each_activation_shows_its_largest_size(student, random, dtype):
 def test_the_gradient_norm_is_that_of_one_long_vector(student, random):
     """The root of the sum of all squares of all gradients: neither the sum nor the largest of their norms."""
     grads = [normal(shape, random) for shape in [(3, 4), (7,), ()]]
+    for grads, words in ((grads, "the gradient norm"), ([], "the gradient norm of no gradients")):
+        got = _numbers(student.thermometer({}, grads), ["gradient norm"])
+        assert_close(got["gradient norm"], math.sqrt(sum(x * x for g in grads for x in g.flatten().tolist())), words, rtol=1e-5)
+
+
+@exercise("thermometer", points=1)
+@few
+@given(random=generators())
+def test_a_nan_is_not_hidden(student, random):
+    """A comparison with NaN is false, so that Python's own max may pass over it. torch's maximum keeps it. And an infinity is infinite."""
+    bad, single = normal((4, 5), random), torch.tensor([1.0, 2.0, math.nan, 3.0])
+    bad[2, 3] = math.nan
+    infinite = torch.where(torch.arange(5) == 3, -math.inf, normal((5,), random))
+    got = _numbers(student.thermometer({"up": bad, "gelu": single, "down": infinite}, [normal((3,), random), bad]), ["up", "gelu", "down", "gradient norm"])
+    assert_close(got, {"up": math.nan, "gelu": math.nan, "down": math.inf, "gradient norm": math.nan}, "the readings with a NaN and an infinity inside")
+
+
+@exercise("thermometer", points=1)
+@few
+@given(random=generators())
+def test_the_norm_of_bf16_gradients_is_not_rounded_to_bf16(student, random):
+    """Convert to float32 first, .float(), then square and add up: a norm in bf16 is wrong by up to 0.4%."""
+    grads = [(scale * normal((30, 40), random)).to(BF16) for scale in (1.0, 0.5, 0.3)]
     got = _numbers(student.thermometer({}, grads), ["gradient norm"])
-    assert_close(got["gradient norm"], math.sqrt(sum(x * x for g in grads for x in g.flatten().tolist())), "the gradient norm", rtol=1e-5)
+    true = math.sqrt(sum(float(g.double().square().sum()) for g in grads))
+    assert_close(got["gradient norm"], true, "the gradient norm of bfloat16 gradients", rtol=2e-5)
 
 
 def _numbers(readings, names: list[str]) -> dict:
     assert_that(type(readings) is dict and set(readings) == set(names), f"thermometer must return a dict with the names {', '.join(names)}.")
     for name, x in readings.items():
-        assert_that(type(x) in (int, float) or isinstance(x, Tensor) and x.numel() == 1, f"The reading {name!r} must be one number.")
-    return {name: float(x) for name, x in readings.items()}
+        assert_that(type(x) in (int, float), f"The reading {name!r} must be a number of Python, a float, which .item() gives. It is "
+                    f"{'a tensor' if isinstance(x, Tensor) else type(x).__name__}.")
+    return readings
 
 
 # ---------------------------------------------------------------- early_warning: recorded runs
@@ -729,7 +791,7 @@ def products_at_their_best() -> tuple[float, str]:
     return operations / timing.peak_flops(where, BF16), f"{operations / 1e9:.1f} billion operations at the best rate of torch's bfloat16 product"
 
 
-@speed("mixed_linear", points=10, ratio=2.0, inputs=rows_and_weight, work=positive_part, limit=products_at_their_best,
+@speed("mixed_linear", points=10, ratio=1.5, inputs=rows_and_weight, work=positive_part, limit=products_at_their_best,
        requires=without_fast_bf16, rtol=2e-2, atol=1.0)
 def float32_linear(x, weight, bias=None):
     """A linear layer of 2048 by 2048 for 1024 rows, all conversions included, against float32."""
@@ -745,6 +807,7 @@ def bytes_of_a_weight(function) -> float:
         weight, state = function(weight, update, state)
     assert_that(isinstance(weight, Tensor) and weight.dtype == BF16, "The weight must be bfloat16.")
     assert_neighbours_of(weight, start - 8 * update, "After 8 equal updates")
+    assert_keeps_the_smallest_steps(function)
     leaves = [leaf for _, leaf in walk(state)]
     numbers = sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))
     return weight.element_size() + (numbers + sum(len(str(leaf)) for leaf in leaves if not isinstance(leaf, Tensor))) / n
@@ -775,14 +838,16 @@ def decoded(student):
     """Subnormal, normal, largest, infinite, NaN, negative, in four formats."""
     codes = {"fp16": [0, 1, 0x3FF, 0x400, 0x3C00, 0x3E00, 0x7BFF, 0x7C00, 0x7C01, 0xC000, 0xFC00], "bf16": [1, 0x80, 0x3F80, 0x4048, 0x7F7F, 0x7F80, 0xBFC0],
              "E4M3": [1, 7, 8, 0x38, 0x77, 0x78, 0x7E, 0x7F, 0xB8, 0xFF], "E5M2": [1, 4, 0x3C, 0x7B, 0x7C, 0x7D, 0xBC]}
-    return [seen(student.decode_float(torch.tensor(row), *FORMATS[name])) for name, row in codes.items()]
+    values = [student.decode_float(torch.tensor(row), *FORMATS[name]) for name, row in codes.items()]
+    zero = student.decode_float(torch.tensor([0x80]), *FORMATS["E4M3"])
+    return [seen(x) for x in values], str(values[0].dtype), zero.signbit().tolist()
 
 
 @probe("round_to_format")
 def rounded_numbers(student):
     """Ordinary numbers, ties, subnormal, just below a power of two, large, infinite, NaN."""
     x = torch.tensor([1.0, 3.14159, -0.1, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 1.9999, -1.9999, 5e-8, 2e-8, 7.3e-6, 65504.0, 65519.0, 65520.0, 7e4, math.inf, math.nan, 0.0, -3.3])
-    small = torch.tensor([1.0, 1.0625, 1.1875, 1.3, 0.013, 0.001, 0.0009, 448.0, 463.0, 470.0, -1e4, 240.0, 255.0])
+    small = torch.tensor([1.0, 1.0625, 1.1875, 1.3, 0.013, 0.001, 0.0009, 448.0, 463.0, 470.0, -1e4, 240.0, 255.0, math.inf])
     return [seen(student.round_to_format(x, *FORMATS["fp16"])), seen(student.round_to_format(small, *FORMATS["E4M3"])),
             seen(student.round_to_format(small, *FORMATS["E5M2"])), seen(student.round_to_format(x[:7], *FORMATS["bf16"]))]
 
@@ -830,6 +895,14 @@ def master_alone(student):
 
 
 @probe("master_weight_step")
+def smallest_steps_kept(student):
+    """In float32's distances: how many of 18 are left?"""
+    weight = torch.tensor([1.25, -1.375, 0.02, 1e-4]).to(BF16)
+    steps = smallest_steps(weight)
+    return [(seen(w) / steps[1].double() * 3).round() for w in master_walk(student, weight, steps)[-1:]]
+
+
+@probe("master_weight_step")
 def bytes_remembered(student):
     """Which kind of state is it?"""
     _, state = student.master_weight_step(torch.ones(3).to(BF16), torch.tensor([0.002, 0.003, -0.003]), {})
@@ -841,8 +914,9 @@ def scaled_steps(student):
     """A good step, one that makes the scale grow, one past it, an infinite and a NaN gradient."""
     good, tiny = [waves(4).to(FP16), (1e-4 * waves(2, 2)).to(FP16)], [(1e-6 * waves(3)).to(FP16)]
     bad, worse = [good[0], torch.tensor([math.inf, 1.0]).to(FP16)], [torch.tensor([math.nan, 1.0]).to(FP16), good[0]]
+    large = [torch.full((4,), 4e4).to(FP16)]
     answers = []
-    for grads, count in ((good, 0), (good, 2), (good, 5), (tiny, 0), (bad, 1), (worse, 2), ([g.neg() for g in bad], 0)):
+    for grads, count in ((good, 0), (good, 2), (good, 5), (tiny, 0), (bad, 1), (worse, 2), ([g.neg() for g in bad], 0), (large, 0)):
         true, scale, steps = student.dynamic_loss_scale(grads, 1024.0, count, interval=3, factor=4.0)
         answers.append((None if true is None else [seen(1e6 * t) for t in true], float(scale), steps))
     return answers
@@ -858,7 +932,8 @@ def attended(student):
 @probe("stable_softmax_attention")
 def attended_with_large_scores(student):
     q, k, v = ((waves(4, 4, phase=p) * f).to(BF16) for p, f in ((0.0, 60.0), (1.0, 60.0), (2.0, 1.0)))
-    return seen(student.stable_softmax_attention(q, k, v)), seen(student.stable_softmax_attention(q / 12, k / 12, v))
+    growing = (torch.arange(4.0)[:, None] * torch.full((4, 4), 20.0)).to(BF16)       # later places have the larger scores
+    return [seen(student.stable_softmax_attention(*qkv)) for qkv in ((q, k, v), (q / 12, k / 12, v), (torch.full_like(q, 20.0), growing, v))]
 
 
 @probe("thermometer")
@@ -866,7 +941,17 @@ def readings(student):
     activations = {"scores": waves(5, phase=2.0) - 1, "down": waves(2, 3), "nan": torch.tensor([1.0, math.nan, 2.0])}
     grads = [waves(3), 300 * waves(2, 2).to(FP16), (torch.ones(600) * 0.1).to(BF16)]
     got = student.thermometer(activations, grads)
-    return {name: seen(torch.tensor(float(x))) for name, x in got.items()}
+    return {name: (isinstance(x, Tensor), seen(torch.tensor(float(x)))) for name, x in got.items()}
+
+
+@probe("thermometer")
+def readings_of_bf16_gradients(student):
+    return float(student.thermometer({}, [waves(40, 50).to(BF16), 1 + waves(300, factor=0.3).to(BF16)])["gradient norm"])
+
+
+@probe("thermometer")
+def reading_without_gradients(student):
+    return seen(torch.tensor(float(student.thermometer({}, [])["gradient norm"])))
 
 
 @probe("early_warning")

@@ -172,6 +172,15 @@ def what_rounding_lost_in_the_state(weight, update, state):
     return new, {"rest": master - new.float(), "steps": state.get("steps", 0) + 1}
 
 
+@variant("master_weight_step")
+def the_lower_half_beside_a_rounded_weight(weight, update, state):
+    """The lower 16 bits as a signed number that is added to those of the weight: the weight may then be rounded, and not cut off."""
+    bits = weight.float().view(torch.int32) + state.get("low", torch.zeros_like(weight, dtype=torch.int16)).to(torch.int32)
+    master = (bits.view(torch.float32) - update).view(torch.int32)
+    upper = (master + 0x8000) & -0x10000
+    return upper.view(torch.float32).to(torch.bfloat16), {"low": (master - upper).to(torch.int16)}
+
+
 # ---------------------------------------------------------------- dynamic_loss_scale
 
 @variant("dynamic_loss_scale")
@@ -227,12 +236,12 @@ def thermometer_by_norms(activations, grads):
 
 
 @variant("thermometer")
-def thermometer_with_tensors(activations, grads):
+def thermometer_of_one_long_vector(activations, grads):
     result = {}
     for name, x in activations.items():
         low, high = torch.aminmax(x.detach())
-        result[name] = torch.maximum(-low, high)
-    result["gradient norm"] = torch.cat([torch.zeros(1), *(g.float().flatten() for g in grads)]).norm()
+        result[name] = float(torch.maximum(-low, high))
+    result["gradient norm"] = torch.cat([torch.zeros(1), *(g.float().flatten() for g in grads)]).norm().item()
     return result
 
 

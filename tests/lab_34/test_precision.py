@@ -34,11 +34,12 @@ def test_without_a_format_nothing_is_changed(norm):
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_every_segment_gives_numbers_of_the_format_but_for_those_that_are_kept(dtype, norm):
     model = precision.transformer(layers=2, norm=norm)
-    net = precision.Rounded(model, dtype, keep={"residual", "scores"})
+    kept = {"residual", "scores"}
+    net = precision.Rounded(model, dtype, keep=kept)
     net(tokens(model))
     for name, x in net.seen.items():
-        assert torch.equal(x, x.to(dtype).float()) != name.endswith(("residual", "scores")), name
-    assert {name.split()[-1] for name in net.seen} == set(precision.SEGMENTS)
+        assert torch.equal(x, x.to(dtype).float()) == kept.isdisjoint(name.split()), name
+    assert {word for name in net.seen for word in name.split()} - {"block", "0", "1", "2"} == set(precision.SEGMENTS)
 
 
 def test_gradients_are_rounded_on_their_way_back():
@@ -46,6 +47,29 @@ def test_gradients_are_rounded_on_their_way_back():
     precision.Rounded(model, torch.bfloat16)(tokens(model)).square().sum().backward()
     grad = model.blocks[0].down.weight.grad
     assert torch.equal(grad, grad.bfloat16().float())
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_segments_are_named_in_the_order_of_computing(norm):
+    """Each has a name of its own: with one name for both norms of a block, an overflow between them seemed to be in the first."""
+    model = precision.transformer(layers=1, norm=norm)
+    net = precision.Rounded(model)
+    net(tokens(model))
+    attention, mlp = ["qkv", "scores", "softmax", "attention", "out"], ["up", "gelu", "down"]
+    block = (["norm 1", *attention, "residual 1", "norm 2", *mlp, "residual 2"] if norm == "pre" else
+             [*attention, "residual 1", "norm 1", *mlp, "residual 2", "norm 2"])
+    assert list(net.seen) == [f"block 0 {name}" for name in block] + ["norm"] * (norm == "pre") + ["logits"]
+
+
+def test_an_overflow_is_found_where_it_happens():
+    """The lab's experiment: what goes into one attention is 200 times as large, and fp16 ends in its scores."""
+    model = precision.transformer(layers=3)
+    with torch.no_grad():
+        model.blocks[1].norm1.weight *= 2000    # not trained: ten times as much is needed
+    for dtype, place in ((torch.float16, "block 1 scores"), (torch.bfloat16, None)):
+        net = precision.Rounded(model, dtype)
+        net(tokens(model))
+        assert next((name for name, x in net.seen.items() if not x.isfinite().all()), None) == place
 
 
 def test_real_bfloat16_is_near_the_imitation():
@@ -103,6 +127,6 @@ def test_the_loss_shows_a_divergence_when_it_has_risen():
 
 
 def test_the_overall_reading_is_the_largest_of_all_blocks_and_keeps_nan():
-    readings = {"block 0 scores": 1.0, "block 1 scores": 3.0, "block 0 residual": 2.0, "block 1 residual": math.nan, "logits": 5.0, "gradient norm": 0.1}
+    readings = {"block 0 scores": 1.0, "block 1 scores": 3.0, "block 0 residual 1": 2.0, "block 1 residual 2": math.nan, "logits": 5.0, "gradient norm": 0.1}
     overall = precision.overall(readings)
     assert overall["scores"] == 3 and math.isnan(overall["residual"]) and overall["logits"] == 5 and overall["gradient norm"] == 0.1
