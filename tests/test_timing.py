@@ -2,6 +2,7 @@
 
 import gc
 import math
+import resource
 import time
 from types import SimpleNamespace
 
@@ -200,6 +201,18 @@ def test_an_error_reaches_the_caller_and_garbage_collection_goes_on():
     with pytest.raises(ZeroDivisionError, match="on purpose"):
         compare(broken, sleep_for(1), lambda seed: (seed,), device="cpu")
     assert gc.isenabled()
+
+
+def test_memory_that_is_kept_is_not_fetched_again_page_by_page():
+    def pages_of_five_rounds():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            [torch.ones(20 << 20, dtype=torch.uint8) for _ in range(2)]  # 40 MiB a round, 10,240 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    if not timing.keep_memory():
+        pytest.skip("the C library is not glibc")
+    pages_of_five_rounds()
+    assert pages_of_five_rounds() < 10_240
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

@@ -147,12 +147,13 @@ def rewinding(early: int = 100, factor: int = 16, steps: int = 300) -> dict:
     for seed in range(SEEDS):
         state = networks(glyphs, seed)
         masks = LAB["global_magnitude_masks"](list(pruning.weights(state).values()), 1 - 1 / factor)
+        earlier = {f"back to step {step}": (pruning.state_of(trained(images, seed, stop=step)), 0.2) for step in (early, 0)}
         torch.manual_seed(5000 + seed)
-        starts = {"finetuned": (state, 0.1), "back to step 100": (pruning.state_of(trained(images, seed, stop=early)), 0.2),
+        starts = {"finetuned": (state, 0.1), **earlier,
                   "drawn anew": (pruning.state_of(models.ConvNet(pruning.CHANNELS, images.classes)), 0.2)}
         rows.append({name: finetune(start, images, at_once(masks), seed, steps, lr) for name, (start, lr) in starts.items()})
     return {"what": f"test accuracy on glyphs of networks with the same masks (size, one order, {factor} times fewer weights) after {steps} steps more: from "
-                    f"the trained weights (learning rate 0.1), from those of step {early} of the training, or from new ones (learning rate 0.2); {SEEDS} "
+                    f"the trained weights (learning rate 0.1), from those of step {early} or 0 of the training, or from new ones (learning rate 0.2); {SEEDS} "
                     "seeds, mean and 95% interval",
             **{name: interval([row[name] for row in rows]) for name in rows[0]}}
 
@@ -160,6 +161,7 @@ def rewinding(early: int = 100, factor: int = 16, steps: int = 300) -> dict:
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 def speed() -> dict:
+    timing.keep_memory()
     dense, random = pruning.network(Path(__file__).parent), torch.Generator().manual_seed(0)
     weights = list(pruning.weights(dense).values())
     keep = {name: [torch.randperm(len(w), generator=random)[:round(share * len(w))].sort().values for w in weights[:-1]]

@@ -52,6 +52,7 @@ State = dict[str, Tensor]  # what an optimiser remembers, or a network: its tens
 
 # %% tags=["experiment"]
 torch.set_num_threads(1)  # small tensors: a second thread would only get in the way
+timing.keep_memory()      # else the times below would be those of the system, which takes memory back and gives it anew
 glyphs = pruning.glyphs()
 quick = replace(glyphs, test_x=glyphs.test_x[:1000], test_y=glyphs.test_y[:1000])  # half of the test images
 dense = pruning.network(find_lab("21_pruning"))
@@ -112,7 +113,7 @@ plots.show(fig)
 
 # %% [markdown]
 # The small weights are the right ones: nearly a third of each layer can go for about a point, where random weights cost that
-# much below a twentieth, and without the largest twentieth the network reads next to nothing. But soon after that the curve
+# much below a twentieth, and without the largest twentieth the network reads less than a fifth of the images. But soon after that the curve
 # breaks off. Is it the whole network that breaks, or one layer?
 
 # %% [markdown]
@@ -156,25 +157,44 @@ plots.show(fig)
 # training, more than doubles. (One order is fair only as far as the sizes of different layers can be compared. Here it works,
 # since weight decay has made the weights of large layers small; it is not a law.)
 #
-# **Play.** Each square is one 3 × 3 kernel of conv 2: how many of its nine weights are left? Move the sparsity. Do whole
-# rows (filters) or columns (input channels) vanish?
+# **Play.** Move the sparsity. On the left are the sizes of all weights, layer upon layer; those left of the line go. On the
+# right each square is one 3 × 3 kernel of conv 2: how many of its nine weights are left? Do whole rows (filters) or columns
+# (input channels) vanish? And at which sparsity does the network break?
 
 # %% tags=["experiment"]
 from course.sliders import Slider, show
+
+sizes = [w.abs().flatten().clamp(min=1e-4).log10() for w in weights]
 
 def draw(sparsity):
     masks = global_magnitude_masks(weights, sparsity)
     left_over = masks[1].flatten(2).sum(2)  # [64, 32], 0 ... 9
     right = accuracy(pruning.masked(dense, masks))
-    alt = (f"Map of the 64 by 32 kernels of conv 2 at a sparsity of {sparsity:.0%}: {left_over.float().mean():.1f} of nine weights are left on average, "
-           f"and none in {(left_over == 0).float().mean():.0%} of the kernels. Accuracy {right:.1f}%.")
-    fig, ax = plots.figure(f"{sparsity:.0%} of all weights pruned: accuracy {right:.1f}%", "input channel of conv 2", "filter of conv 2", size=(6.4, 6), alt=alt)
-    image = ax.imshow(left_over, cmap="cividis", vmin=0, vmax=9, aspect="auto")
+    gone = [size[~m.flatten()].max().item() for size, m in zip(sizes, masks) if not m.all()]
+    threshold = 10 ** max(gone, default=-4)
+    alt = (f"Left: histograms of the sizes of the weights, with the threshold at {threshold:.3f}. Right: map of the 64 by 32 kernels of conv 2: "
+           f"{left_over.float().mean():.1f} of nine weights are left on average, and none in {(left_over == 0).float().mean():.0%} of the kernels. "
+           f"Accuracy {right:.1f}%.")
+    fig, (left, kernels) = plots.figure(columns=2, size=(10.6, 4.8), alt=alt)
+    left.hist(sizes, bins=60, stacked=True, color=plots.PALETTE[:4], label=LAYERS)
+    left.axvline(math.log10(threshold), color=plots.INK, linewidth=2)
+    left.set_xticks([-4, -3, -2, -1, 0], ["0.0001", "0.001", "0.01", "0.1", "1"])
+    left.set(xlabel="|w|", ylabel="how many weights")
+    left.set_title(f"{sparsity:.0%} pruned: accuracy {right:.1f}%", loc="left", **plots.TITLE)
+    left.legend(frameon=False, loc="upper left")
+    image = kernels.imshow(left_over, cmap="cividis", vmin=0, vmax=9, aspect="auto")
     fig.colorbar(image, label="weights left in a kernel")
-    ax.grid(visible=False)
+    kernels.set(xlabel="input channel of conv 2", ylabel="filter of conv 2")
+    kernels.set_title("What is left of conv 2", loc="left", **plots.TITLE)
+    kernels.grid(visible=False)
     plots.show(fig)
 
 show(draw, sparsity=Slider(0, 0.98, start=0.7, step=0.02, label="sparsity"))
+
+# %% [markdown]
+# What is left is scattered. Some filters of conv 2 keep more than others, but as long as the network reads anything, none of them
+# vanishes, and no input channel either. So there is nothing yet that could be cut out of the matrix: that is what exercises 6
+# to 8 are for.
 
 # %% [markdown]
 # ## 3 · `masked_step`: training on, with holes
@@ -611,6 +631,161 @@ plots.show(fig)
 # of the dense network. The full run below has more steps, and seeds.
 
 # %% [markdown]
+# ## How fast?
+#
+# Two graded measurements. The multiply–adds are counted from the shapes of what your function returns; and batches of 256
+# images are timed through the network with half of its filters removed, against the same filters masked. The logits are the
+# same. (About 5 seconds.)
+
+# %%
+speed(prune_filters)
+
+# %% [markdown]
+# Why masked filters, and not zeros here and there? Because to the processor it is all the same: it multiplies zeros as fast as
+# anything. The next picture has both, with batches of 1, 32 and 256 images. (About 10 seconds.)
+#
+# **Predict:** with a quarter of the multiply–adds left, how many times faster is the small network at each of the three sizes
+# of batch? And the network with three quarters of its weights zero?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+cut = prune_filters(dense, rows_of(half))
+zeros = pruning.masked(dense, global_magnitude_masks(weights, 0.75))
+masked = dense | {f"norms.{k}.{part}": dense[f"norms.{k}.{part}"] * half[k] for k in range(3) for part in ("weight", "bias")}
+networks = {"half of the filters removed": cut, "half of the filters masked": masked, "75% of the weights zero": zeros}
+ratios = {name: {batch: timing.compare(lambda x, net=net: pruning.forward(net, x), lambda x: pruning.forward(dense, x),
+                                       lambda seed: (torch.rand(batch, 1, 14, 14),), seconds=0.6, device="cpu") for batch in (1, 32, 256)}
+          for name, net in networks.items()}
+
+# %% tags=["experiment"]
+bars = {f"batch {batch}": {name: ratios[name][batch].ratio for name in networks} for batch in (1, 32, 256)}
+fewer = pruning.multiply_adds(dense) / pruning.multiply_adds(cut)
+plots.bars(bars, limits={"as many times fewer multiply–adds": fewer}, title="Against the dense network", xlabel="times as fast",
+           width=8.4, form="{:.2f}", alt=f"The small network has {fewer:.1f} times fewer multiply-adds. Times as fast as the dense network: " + "; ".join(
+               f"{group}: {', '.join(f'{name} {r:.2f}' for name, r in row.items())}" for group, row in bars.items()) + ".")
+largest = ratios["half of the filters removed"][256]
+limit = 2 * 256 * pruning.multiply_adds(cut) / timing.peak_flops("cpu")
+print(f"256 images: dense {1e3 * largest.baseline_seconds:.1f} ms, half of the filters {1e3 * largest.candidate_seconds:.1f} ms; "
+      f"its multiply-adds alone would take {1e3 * limit:.1f} ms at the best rate of a matrix product")
+
+# %% [markdown]
+# The small network gains much of what the count promises with large batches, but not all: BatchNorm, ReLU and pooling shrink
+# with the filters, by two, and only the convolutions by four. With one image there is little to compute at all, and each
+# operation costs something to start, however small it is.
+#
+# Zeros gain nothing where they are. Masked filters and scattered zeros are multiplied like all other numbers, and what differs
+# from 1 is the noise of the measurement. To skip a single zero costs a processor more than to multiply it; lab 32 asks which
+# patterns of zeros can be skipped.
+#
+# And both networks are far above the limit: it is that of the product of two large matrices, and a convolution of few channels
+# and small images is not one.
+#
+# (`timing.keep_memory` in the first cell matters here. Without it the C library gives a layer's result back to the system as soon
+# as it is not needed any more, and gets the memory for the next one anew, page by page. That can take longer than the arithmetic,
+# and the large network, whose results are larger, suffers more: the ratios would be those of the system. Leave the line out,
+# restart, and see.)
+
+# %% [markdown]
+# ## The claim
+#
+# Overviews say: networks can be pruned to a fraction of their size with almost no loss; structured pruning makes them faster on
+# ordinary, dense hardware; unstructured pruning by itself does not. How small is a fraction, if half a point is "almost no
+# loss"?
+#
+# You have seen one network. The full run trains three, prunes each in several ways to a quarter, an eighth and a sixteenth of
+# the weights, finetunes for 200 steps, and compares with the *dense* network trained on for as long. Here are its results
+# beside a quick run of your own, with 100 steps. (About 25 seconds.)
+#
+# **Predict:** how many times fewer weights for half a point: if every layer gives the same share, in one order, and little by
+# little?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+full, mine = claims.full_run("21_pruning"), {}
+longer = accuracy(finetune(dense, from_the_start(None), 100)[0])
+for factor in (4, 8, 16):
+    s = 1 - 1 / factor
+    for name, masks_at in {"size, one order": from_the_start(global_magnitude_masks(weights, s)), "little by little": gradually(s, 60)}.items():
+        mine.setdefault(f"yours: {name}", {})[factor] = longer - accuracy(finetune(dense, masks_at, 100)[0])
+
+# %% tags=["experiment"]
+methods = {name: row["loss"] for name, row in full["single"]["methods"].items()}
+curves = {name: ([int(f) for f in row], [v[0] for v in row.values()]) for name, row in methods.items()} | {
+    name: (list(row), list(row.values())) for name, row in mine.items()}
+bands = {name: tuple([v[k] for v in row.values()] for k in (1, 2)) for name, row in methods.items()}
+fig, ax = plots.figure(size=(9.4, 4.6), alt="Points of accuracy lost against how many times fewer weights are left. " + "; ".join(
+    f"{name}: {', '.join(f'{y:.1f} at {x}' for x, y in zip(*curve))}" for name, curve in curves.items()) + ".")
+plots.lines(curves, bands=bands, ax=ax, alt="", logx=True, limits={"half a point": 0.5},
+            title="Lost against the dense network, finetuned as long (band: 95%, three seeds)", xlabel="times fewer weights", ylabel="points of test accuracy lost")
+ax.set_yscale("symlog", linthresh=0.5)
+ax.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50], [0, 0.5, 1, 2, 5, 10, 20, 50])
+ax.set_xticks([4, 8, 16], [4, 8, 16])
+ax.minorticks_off()
+plots.show(fig)
+
+# %% tags=["experiment"]
+half_a_point = {name: row["half a point"] for name, row in full["single"]["methods"].items()}
+plots.bars({name: v[0] for name, v in half_a_point.items()}, intervals={name: tuple(v[1:]) for name, v in half_a_point.items()}, form="{:.1f}",
+           title="How many times fewer weights for half a point (line: 95%, three seeds)", xlabel="times fewer weights (16 or more count as 16)",
+           width=8.4, alt="How many times fewer weights for half a point: " + "; ".join(
+               f"{name} {v[0]:.1f} ({v[1]:.1f} to {v[2]:.1f})" for name, v in half_a_point.items()) + ".")
+cost = {name: {f"{float(share):.1%} of the filters": v[0] for share, v in row.items()} for name, row in full["filters"]["finetuned"].items()}
+plots.bars(cost, title="Filters: points lost after 200 steps (mean of three seeds)", xlabel="points of test accuracy", width=8.4, form="{:.1f}",
+           alt="Points lost after finetuning: " + "; ".join(
+               f"{name}: {', '.join(f'{share} {v:.1f}' for share, v in row.items())}" for name, row in cost.items()) + ".")
+
+# %% [markdown]
+# Does the small network need the trained weights, or only their masks? Frankle and Carbin set the weights that stay back to what
+# they were before the training, and train again with the masks; Renda et al. go back to an early step (*rewinding*). Take the
+# masks of the sixteenth that stays, and train for 300 steps: from the trained weights, from those of step 100 or of step 0 of
+# the 1200, or from new random ones. **Predict:** the order of the four.
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
+
+# %% tags=["experiment"]
+back = {name: v for name, v in full["rewinding"].items() if type(v) is list}
+plots.bars({name: v[0] for name, v in back.items()}, intervals={name: tuple(v[1:]) for name, v in back.items()}, form="{:.1f}",
+           title="The same masks, 300 steps more (line: 95%, three seeds)", xlabel="test accuracy (%)",
+           alt="Test accuracy in the full run: " + "; ".join(f"{name} {v[0]:.1f} ({v[1]:.1f} to {v[2]:.1f})" for name, v in back.items()) + ".")
+
+# %% [markdown]
+# Here the trained weights are not needed: the weights of step 100 do as well. But from new random weights the same masks end far
+# behind. A mask fits the weights that it was made with, and those had found their direction early.
+
+# %% tags=["experiment"]
+claims.show("21-shrink", measured="; ".join(
+    f"{name.removeprefix('yours: ')}: {', '.join(f'{v:.1f} points at {f} times fewer' for f, v in row.items())}" for name, row in mine.items()))
+claims.show("21-structured-faster", measured="half of the filters: " + ", ".join(
+    f"{r.ratio:.1f} times as fast with {batch} image{'s' * (batch > 1)}" for batch, r in ratios["half of the filters removed"].items()))
+claims.show("21-unstructured-not-faster", measured="75% of the weights zero: " + ", ".join(
+    f"{r.ratio:.2f} times as fast with {batch} image{'s' * (batch > 1)}" for batch, r in ratios["75% of the weights zero"].items()))
+
+# %% [markdown]
+# ### Question (15 points)
+#
+# Are the claims right? Write five to eight sentences: how many times smaller your network became for half a point, by weights
+# and in bytes, and what that depends on; what the same loss buys if whole filters go; whether your small network is as many
+# times faster as it has fewer multiply–adds, and why not; and which of the two you would use on this machine. Use your numbers.
+
+# %% [markdown] tags=["written"] points=15 name="claim"
+# They hold, if one says what "small" means. With all weights in one order half a point buys 7.5 times fewer weights in the full run
+# (4.7 to 11.9, three seeds), with the same share of each layer less than twice: the first convolution breaks. In bytes it is
+# less, because the places have to be stored too: at a sparsity of 90% the file is about eight times smaller, not ten. It also
+# depends on the finetuning: twice the steps, little by little, give 8.5. If whole filters go, half of them, a quarter of the
+# weights, cost a point or more after 200 steps, where single weights lose 0.1 point at the same count.
+#
+# My small network has 3.9 times fewer multiply–adds. With one image it was 1.8 times as fast, since the start of each operation
+# costs the same however small it is; with many images it came near to the count. Three quarters of the weights zero gave nothing
+# at any size (0.7 to 0.9), because zeros are multiplied like other numbers. On this machine I would remove filters for speed, and
+# single weights only to make the file smaller.
+
+
+# %% [markdown]
 # ## Optional · `sensitivity`: one layer at a time
 #
 # How much can each layer lose *alone*? Prune one of them, leave all others whole, measure, and put it back. It is the usual
@@ -777,149 +952,6 @@ plots.lines(curves, xlabel="filters masked (%)", ylabel="test accuracy (%)", tit
 # Taylor judges each filter as if all others stayed; the gates are trained together, and know of each other. The more filters go,
 # the more that is worth: at half of them the learned gates keep most of the accuracy, and Taylor's choice little of it, although both
 # spare conv 1 and take most from conv 3. The price is 150 steps of training, where Taylor needs 20 batches.
-
-# %% [markdown]
-# ## How fast?
-#
-# Two graded measurements. The multiply–adds are counted from the shapes of what your function returns; and batches of 256
-# images are timed through the network with half of its filters removed, against the same filters masked. The logits are the
-# same. (About 5 seconds.)
-
-# %%
-speed(prune_filters)
-
-# %% [markdown]
-# Why masked filters, and not zeros here and there? Because to the processor it is all the same: it multiplies zeros as fast as
-# anything. The next picture has both, with batches of 1, 32 and 256 images. (About 10 seconds.)
-#
-# **Predict:** with a quarter of the multiply–adds left, how many times faster is the small network at each of the three sizes
-# of batch? And the network with three quarters of its weights zero?
-
-# %% [markdown] tags=["prediction"]
-# *My prediction:*
-
-# %% tags=["experiment"]
-cut = prune_filters(dense, rows_of(half))
-zeros = pruning.masked(dense, global_magnitude_masks(weights, 0.75))
-masked = dense | {f"norms.{k}.{part}": dense[f"norms.{k}.{part}"] * half[k] for k in range(3) for part in ("weight", "bias")}
-networks = {"half of the filters removed": cut, "half of the filters masked": masked, "75% of the weights zero": zeros}
-ratios = {name: {batch: timing.compare(lambda x, net=net: pruning.forward(net, x), lambda x: pruning.forward(dense, x),
-                                       lambda seed: (torch.rand(batch, 1, 14, 14),), seconds=0.6, device="cpu") for batch in (1, 32, 256)}
-          for name, net in networks.items()}
-
-# %% tags=["experiment"]
-bars = {f"batch {batch}": {name: ratios[name][batch].ratio for name in networks} for batch in (1, 32, 256)}
-fewer = pruning.multiply_adds(dense) / pruning.multiply_adds(cut)
-plots.bars(bars, limits={"as many times fewer multiply–adds": fewer}, title="Against the dense network", xlabel="times as fast",
-           width=8.4, form="{:.2f}", alt=f"The small network has {fewer:.1f} times fewer multiply-adds. Times as fast as the dense network: " + "; ".join(
-               f"{group}: {', '.join(f'{name} {r:.2f}' for name, r in row.items())}" for group, row in bars.items()) + ".")
-largest = ratios["half of the filters removed"][256]
-limit = 2 * 256 * pruning.multiply_adds(cut) / timing.peak_flops("cpu")
-print(f"256 images: dense {1e3 * largest.baseline_seconds:.1f} ms, half of the filters {1e3 * largest.candidate_seconds:.1f} ms; "
-      f"its multiply-adds alone would take {1e3 * limit:.1f} ms at the best rate of a matrix product")
-
-# %% [markdown]
-# The small network gains much of what the count promises with large batches. With one image there is little to compute, and
-# each operation costs something to start, however small it is. In between more can be won than the count says: the tensors
-# shrink as well, and may fit into a faster cache.
-#
-# Zeros gain nothing where they are. Masked filters and scattered zeros are multiplied like all other numbers, and what differs
-# from 1 is the noise of the measurement. To skip a single zero costs a processor more than to multiply it; lab 32 asks which
-# patterns of zeros can be skipped.
-#
-# And both networks are far above the limit: it is that of the product of two large matrices, and a convolution of few channels
-# and small images is not one.
-
-# %% [markdown]
-# ## The claim
-#
-# Overviews say: networks can be pruned to a fraction of their size with almost no loss; structured pruning makes them faster on
-# ordinary, dense hardware; unstructured pruning by itself does not. How small is a fraction, if half a point is "almost no
-# loss"?
-#
-# You have seen one network. The full run trains three, prunes each in several ways to a quarter, an eighth and a sixteenth of
-# the weights, finetunes for 200 steps, and compares with the *dense* network trained on for as long. Here are its results
-# beside a quick run of your own, with 100 steps. (About 25 seconds.)
-
-# %% tags=["experiment"]
-full, mine = claims.full_run("21_pruning"), {}
-longer = accuracy(finetune(dense, from_the_start(None), 100)[0])
-for factor in (4, 8, 16):
-    s = 1 - 1 / factor
-    for name, masks_at in {"size, one order": from_the_start(global_magnitude_masks(weights, s)), "little by little": gradually(s, 60)}.items():
-        mine.setdefault(f"yours: {name}", {})[factor] = longer - accuracy(finetune(dense, masks_at, 100)[0])
-
-# %% tags=["experiment"]
-methods = {name: row["loss"] for name, row in full["single"]["methods"].items()}
-curves = {name: ([int(f) for f in row], [v[0] for v in row.values()]) for name, row in methods.items()} | {
-    name: (list(row), list(row.values())) for name, row in mine.items()}
-bands = {name: tuple([v[k] for v in row.values()] for k in (1, 2)) for name, row in methods.items()}
-fig, ax = plots.figure(size=(9.4, 4.6), alt="Points of accuracy lost against how many times fewer weights are left. " + "; ".join(
-    f"{name}: {', '.join(f'{y:.1f} at {x}' for x, y in zip(*curve))}" for name, curve in curves.items()) + ".")
-plots.lines(curves, bands=bands, ax=ax, alt="", logx=True, limits={"half a point": 0.5},
-            title="Lost against the dense network, finetuned as long (band: 95%, three seeds)", xlabel="times fewer weights", ylabel="points of test accuracy lost")
-ax.set_yscale("symlog", linthresh=0.5)
-ax.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50], [0, 0.5, 1, 2, 5, 10, 20, 50])
-ax.set_xticks([4, 8, 16], [4, 8, 16])
-ax.minorticks_off()
-plots.show(fig)
-
-# %% tags=["experiment"]
-half_a_point = {name: row["half a point"] for name, row in full["single"]["methods"].items()}
-plots.bars({name: v[0] for name, v in half_a_point.items()}, intervals={name: tuple(v[1:]) for name, v in half_a_point.items()}, form="{:.1f}",
-           title="How many times fewer weights for half a point (line: 95%, three seeds)", xlabel="times fewer weights (16 or more count as 16)",
-           width=8.4, alt="How many times fewer weights for half a point: " + "; ".join(
-               f"{name} {v[0]:.1f} ({v[1]:.1f} to {v[2]:.1f})" for name, v in half_a_point.items()) + ".")
-cost = {name: {f"{float(share):.1%} of the filters": v[0] for share, v in row.items()} for name, row in full["filters"]["finetuned"].items()}
-plots.bars(cost, title="Filters: points lost after 200 steps (mean of three seeds)", xlabel="points of test accuracy", width=8.4, form="{:.1f}",
-           alt="Points lost after finetuning: " + "; ".join(
-               f"{name}: {', '.join(f'{share} {v:.1f}' for share, v in row.items())}" for name, row in cost.items()) + ".")
-
-# %% [markdown]
-# Frankle and Carbin claim more: that the masks matter, and the trained weights do not. Take the masks of the sixteenth that stays, and
-# train for 300 steps: from the trained weights, from the weights as they were after 100 of their 1200 steps (*rewinding*), or
-# from new random ones. **Predict:** the order of the three.
-
-# %% [markdown] tags=["prediction"]
-# *My prediction:*
-
-# %% tags=["experiment"]
-back = {name: v for name, v in full["rewinding"].items() if type(v) is list}
-plots.bars({name: v[0] for name, v in back.items()}, intervals={name: tuple(v[1:]) for name, v in back.items()}, form="{:.1f}",
-           title="The same masks, 300 steps more (line: 95%, three seeds)", xlabel="test accuracy (%)",
-           alt="Test accuracy in the full run: " + "; ".join(f"{name} {v[0]:.1f} ({v[1]:.1f} to {v[2]:.1f})" for name, v in back.items()) + ".")
-
-# %% [markdown]
-# Here the trained weights are not needed: the weights of step 100 do as well. But from new random weights the same masks end far
-# behind. A mask fits the weights that it was made with, and those had found their direction early.
-
-# %% tags=["experiment"]
-claims.show("21-shrink", measured="; ".join(
-    f"{name.removeprefix('yours: ')}: {', '.join(f'{v:.1f} points at {f} times fewer' for f, v in row.items())}" for name, row in mine.items()))
-claims.show("21-structured-faster", measured="half of the filters: " + ", ".join(
-    f"{r.ratio:.1f} times as fast with {batch} image{'s' * (batch > 1)}" for batch, r in ratios["half of the filters removed"].items()))
-claims.show("21-unstructured-not-faster", measured="75% of the weights zero: " + ", ".join(
-    f"{r.ratio:.2f} times as fast with {batch} image{'s' * (batch > 1)}" for batch, r in ratios["75% of the weights zero"].items()))
-
-# %% [markdown]
-# ### Question (15 points)
-#
-# Are the claims right? Write five to eight sentences: how many times smaller your network became for half a point, by weights
-# and in bytes, and what that depends on; what the same loss buys if whole filters go; whether your small network is as many
-# times faster as it has fewer multiply–adds, and why not; and which of the two you would use on this machine. Use your numbers.
-
-# %% [markdown] tags=["written"] points=15 name="claim"
-# They hold, if one says what "small" means. With all weights in one order half a point buys 7.5 times fewer weights in the full run
-# (4.7 to 11.9, three seeds), with the same share of each layer less than twice: the first convolution breaks. In bytes it is
-# less, because the places have to be stored too: at a sparsity of 90% the file is about eight times smaller, not ten. It also
-# depends on the finetuning: twice the steps, little by little, give 8.5. If whole filters go, half of them, a quarter of the
-# weights, cost a point or more after 200 steps, where single weights lose 0.1 point at the same count.
-#
-# My small network has 3.9 times fewer multiply–adds. With one image it was 1.8 times as fast, since the start of each operation
-# costs the same however small it is; with many images it came near to the count. Three quarters of the weights zero gave nothing
-# at any size (0.7 to 0.9), because zeros are multiplied like other numbers. On this machine I would remove filters for speed, and
-# single weights only to make the file smaller.
-
 
 # %% [markdown]
 # ## Going further

@@ -617,6 +617,7 @@ def filters_of_zeros(state, keep):
 
 
 def images_too(seed: int) -> tuple[dict, list[Tensor], Tensor]:
+    timing.keep_memory()
     random = torch.Generator().manual_seed(seed + 1)
     return *half_the_filters(seed), torch.rand(BATCHES, BATCH, 1, SIDE, SIDE, generator=random)
 
