@@ -92,7 +92,8 @@ def moments(seeds: int = 3) -> dict:
 def saved(seeds: int = 10, end: int = 240) -> dict:
     rows = [LAB["rescue"](seed, end) for seed in range(seeds)]
     return {"what": f"a rate that grows by 5% a step from step 60 on, in float32: alarm, and step at which the loss shows a divergence (null: not within {end}) if nothing is done, after "
-                    "rolling back and skipping batches, and after rolling back, skipping and returning to the old rate; by seed", "rows": rows}
+                    "rolling back and skipping batches, after rolling back, skipping and returning to the old rate, and after rolling back to the old rate and the same "
+                    "batches; by seed", "rows": rows}
 
 
 # --- speed -----------------------------------------------------------------------------------------------------------

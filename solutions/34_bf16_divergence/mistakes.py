@@ -768,8 +768,8 @@ def waiting_for_infinity(heat):
 
 @mistake("early_warning", caught_by="test_most_diverging_runs_are_warned_of_in_time")
 def gradient_norm_only(heat):
-    """You wait until the gradient norm is ten times what it was at first. It is the thermometer that everybody has, and here it rises together
-    with the loss, not before it. Look at the scores and at the residual."""
+    """You wait until the gradient norm is ten times what it was at first. It is the thermometer that everybody has, and here it rises late and
+    little, or in healthy runs as well. Look at the scores and at the residual."""
     return _first(heat["gradient norm"] > 10 * heat["gradient norm"][:10].mean())
 
 
