@@ -4,12 +4,12 @@
 # Nine weights in ten are zero: why is the layer not ten times faster, and what makes it so?
 #
 # By the end you will have made this picture with functions of your own: the time of a matrix product against the share
-# of weights that are not zero, for three ways to store them, with the places where one way overtakes the other, and the
-# limit that none can pass.
+# of weights that are not zero, if they are stored plainly, one by one, and in blocks of two sizes; where one way
+# overtakes the other; and what the arithmetic alone would take.
 #
 # | | |
 # | --- | --- |
-# | Time | about 6 hours |
+# | Time | about 6 hours with experience in Triton, 8 without |
 # | You need | matrix products, autograd, indexing in PyTorch; lab 21 (pruning) tells where the zeros come from |
 # | Data | glyphs; they are on this machine, no network is needed |
 # | A GPU adds | the speed of your Triton kernels and of 2:4 products; without one they are interpreted, and only their results are judged |
@@ -20,7 +20,6 @@
 
 # %% tags=["setup"]
 import itertools
-import time
 import warnings
 
 import torch
@@ -41,9 +40,10 @@ warnings.filterwarnings("ignore", message="Sparse")  # torch calls its own spars
 #
 # A layer computes $Y = W X$ with weights $W$ of shape `[m, k]` and $n$ examples as the *columns* of $X$, `[k, n]`. Of
 # the $m \cdot k$ weights $z$ are not zero; the share $d = z / (m k)$ is the *density*. A stored matrix is a dict of
-# tensors and `"shape"`, the pair $(m, k)$. Indices are `int64`, as torch makes them.
+# tensors and `"shape"`, the pair $(m, k)$. Indices are `int64`, as torch makes them. For the numbers keep the dtype that
+# you are given: the checks use float64 too.
 #
-# A matrix of given density to play with: its zeros lie anywhere (`b = 1`), or in whole blocks of `b` × `b`. And three
+# A matrix of given density to play with: its zeros lie anywhere (`b = 1`), or in whole blocks of `b` × `b`. And four
 # helpers for the pictures.
 
 # %%
@@ -75,6 +75,13 @@ def crossing(densities: list, ours: list, plain: list) -> str:
         if gap[i] < 0 <= gap[i + 1]:
             return f"{(d[i] - gap[i] * (d[i + 1] - d[i]) / (gap[i + 1] - gap[i])).exp():.2g}"
     return "all of these densities" if gap[-1] < 0 else "none of these densities"
+
+
+def told(found) -> str:
+    """Numbers, lists of them, or either by name, in words: for the descriptions of pictures."""
+    if isinstance(found, dict):
+        return "; ".join(f"{name}: {told(part)}" for name, part in found.items())
+    return ", ".join(map(told, found)) if isinstance(found, (list, tuple)) else f"{found:.0f}" if abs(found) >= 100 else f"{found:.3g}"
 
 # %% [markdown]
 # ## 1 · `to_csr`: keep only what is there
@@ -123,8 +130,8 @@ plots.lines(share, x=densities, limits={"the plain matrix": 100}, title="CSR: by
 # %% [markdown]
 # Each number that is kept carries an index, and the index is as long as the number or longer. Half of the weights
 # zero, which sounds like a lot, saves nothing at all here; and the smaller the numbers, the worse: float16 with int32
-# lies on float32 with int64, for only the ratio of the two lengths counts. Sparse formats win where nine in ten are
-# zero, or where one index serves many numbers. Remember the second.
+# lies on float32 with int64, for only the ratio of the two lengths counts. So a format saves bytes where zeros are many,
+# or where one index serves many numbers. Remember the second.
 
 # %% [markdown]
 # ## 2 · `csr_spmv`: a product without the zeros
@@ -173,17 +180,17 @@ for d in densities:
 limit = [1e3 * 12 * d * 2048**2 / timing.memory_bandwidth("cpu") for d in densities]  # 4 + 8 bytes for each number
 
 # %% tags=["experiment"]
-plots.lines(times | {"limit: each once from memory": limit}, x=densities, logx=True, logy=True, size=(8.4, 4),
+plots.lines(times | {"each number once, at the memory's speed": limit}, x=densities, logx=True, logy=True, size=(8.4, 4),
             title="2048 × 2048 times a vector, one thread", xlabel="density", ylabel="time (ms)",
-            alt=f"Milliseconds at densities {densities}: " + "; ".join(f"{n} {', '.join(f'{t:.2g}' for t in row)}" for n, row in times.items()) + ".")
+            alt=f"Milliseconds at densities {densities}: {told(times)}.")
 print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(densities, row, times['plain product'])}" for name, row in list(times.items())[1:]))
 
 # %% [markdown]
 # The plain product reads its 16 MB whatever is in them. Both sparse products grow in proportion to the numbers that
 # they have. torch's CSR has to read 12 bytes for each number, value and column, where the plain product reads 4: so
-# it cannot win above a density of about a third, and it comes rather close to that. (A short list stays in the
-# cache, and its time may even fall below the limit, which is that of the memory.) Yours has the same arithmetic,
-# but it writes lists and reads them again: the rows, the gathered $x$, the products. That makes about 60 bytes for
+# it cannot win above a density of about a third, and it comes rather close to that. (The line of the memory's speed is
+# no limit: a list that is multiplied again and again may stay in a cache, which is faster, and then the time falls below
+# the line.) Yours has the same arithmetic, but it writes lists and reads them again: the rows, the gathered $x$, the products. That makes about 60 bytes for
 # each number, and the crossing comes several times earlier.
 #
 # So zeros that lie anywhere *can* pay, on an ordinary processor, if they are many and a good library multiplies.
@@ -229,18 +236,17 @@ check(to_bsr)
 
 # %% tags=["experiment"]
 densities, sizes = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], [4, 16, 64]
-kept = {f"{b} × {b}": [100 * len(to_bsr(random_sparse(1024, 1024, d), b)["columns"]) * b * b / 1024**2 for d in densities] for b in sizes}
-plots.lines(kept | {"single numbers": [100 * d for d in densities]}, x=densities, logx=True, logy=True, size=(8.4, 4),
-            title="Zeros by chance leave few blocks empty", xlabel="density", ylabel="share of the matrix that is stored (%)",
-            alt=f"Share of the matrix in blocks that must be stored, at densities {densities}: " + "; ".join(
-                f"{n} {', '.join(f'{v:.2g}' for v in row)}" for n, row in kept.items()) + "; the line of single numbers is the density itself.")
+empty = {f"{b} × {b}": [100 - 100 * len(to_bsr(random_sparse(1024, 1024, d), b)["columns"]) * b * b / 1024**2 for d in densities] for b in sizes}
+plots.lines({"single numbers": [100 - 100 * d for d in densities]} | empty, x=densities, logx=True, size=(8.4, 4),
+            title="Zeros by chance leave few blocks empty", xlabel="density", ylabel="left out of the matrix (%)",
+            alt=f"Share of a matrix that lies in blocks of zeros and can be left out, in per cent, at densities {densities}: {told(empty)}.")
 
 # %% [markdown]
 # A block is empty only if all its $b^2$ numbers are zero, which has the probability $(1 - d)^{b^2}$: at $d = 0.1$
 # that is 19% for 4 × 4, and for 16 × 16 one in half a million million. Blocks do not come by themselves. They must
 # be *made*, by removing whole blocks from the network, as lab 21 removes whole filters.
 #
-# **Play.** A corner of such a matrix: what is not zero (dark), and what a BSR of this block size has to store (pale).
+# **Play.** A matrix of 64 × 64: what is not zero (dark), and what a BSR of this block size has to store (pale).
 
 # %% tags=["experiment"]
 from course.sliders import Slider, show
@@ -265,8 +271,8 @@ show(draw, density=Slider(0.005, 0.5, start=0.05, log=True, label="density"), lo
 #
 # $$Y_I = \sum_{s = \text{starts}[I]}^{\text{starts}[I+1]-1} \text{blocks}[s]\; X_{\text{columns}[s]},$$
 #
-# where $X_J$ are the `b` rows of $X$ that belong to block column $J$. In torch: gather the pieces of $X$, one
-# batched product (`blocks @ pieces`), and add the results to their block rows. The arithmetic is $2 b^2 n$
+# where $X_J$ are the `b` rows of $X$ that belong to block column $J$. A good way in torch: gather the pieces of $X$,
+# one batched product (`blocks @ pieces`), and add the results to their block rows. The arithmetic is $2 b^2 n$
 # operations for each block, and none for what was left out.
 #
 # **Predict:** 1024 × 1024 weights, 256 examples, one thread. At which density does `bsr_matmul` with blocks of 64
@@ -277,7 +283,7 @@ show(draw, density=Slider(0.005, 0.5, start=0.05, log=True, label="density"), lo
 
 # %%
 def bsr_matmul(w: dict[str, Tensor], x: Float[Tensor, "k n"]) -> Float[Tensor, "m n"]:
-    """Y = W X for W in BSR (blocks [p, b, b], columns [p], starts, shape (m, k)), by one batched product over the blocks."""
+    """Y = W X for W in BSR (blocks [p, b, b], columns [p], starts, shape (m, k))."""
     ### BEGIN SOLUTION
     (m, k), b = w["shape"], w["blocks"].shape[-1]
     pieces = F.pad(x, (0, 0, 0, -k % b)).unflatten(0, (-1, b))  # [block columns, b, n]
@@ -293,7 +299,7 @@ def bsr_matmul(w: dict[str, Tensor], x: Float[Tensor, "k n"]) -> Float[Tensor, "
 check(bsr_matmul)
 
 # %% [markdown]
-# The matrix has its non-zeros in blocks of 64 × 64, and all three get the same numbers. (About 10 seconds.)
+# The matrix has its non-zeros in blocks of 64 × 64, and all ways get the same numbers. (About 10 seconds.)
 
 # %% tags=["experiment"]
 densities, size, n = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0], 1024, 256
@@ -309,7 +315,7 @@ for d in densities:
 limit = [1e3 * 2 * d * size**2 * n / timing.peak_flops("cpu") for d in densities]
 plots.lines(times | {"limit: arithmetic": limit}, x=densities, logx=True, logy=True, size=(8.4, 4.2), xlabel="density",
             ylabel="time (ms)", title="1024 × 1024 weights in blocks of 64, 256 examples, one thread",
-            alt=f"Milliseconds at densities {densities}: " + "; ".join(f"{n} {', '.join(f'{t:.2g}' for t in row)}" for n, row in times.items()) + ".")
+            alt=f"Milliseconds at densities {densities}: {told(times)}.")
 print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(densities, row, times['plain product'])}" for name, row in list(times.items())[1:]))
 
 # %% [markdown]
@@ -319,8 +325,9 @@ print("faster than the plain product up to a density of:", ", ".join(f"{name} {c
 # gather, and products too small for a processor to be quick at. CSR fetches a whole row of $X$ for each
 # number that it has, while the plain product works through $X$ in tiles that stay in a cache.
 #
-# And all stay well above the limit, which is the blocks' arithmetic at the speed of a large dense product. What
-# stands between is counted under "How fast?".
+# Both ways with blocks stay well above the limit, which is the blocks' arithmetic at the speed of a large dense
+# product. (The plain product meets it at density 1: there it is such a product.) What stands between is counted
+# under "How fast?".
 
 # %% [markdown]
 # ## 5 · `block_sparse_matmul`: the kernel
@@ -342,7 +349,34 @@ print("faster than the plain product up to a density of:", ", ".join(f"{name} {c
 # - A loop `for s in range(first, last)` may have bounds that were loaded.
 #
 # Without a GPU the kernel is *interpreted*: the same result, slowly, and a load or store outside of the tensors is
-# stopped. With one it is compiled for it, and nobody checks your addresses: save first, and do not forget the masks.
+# stopped. Two things cannot be seen there: it never rounds to TF32, with `input_precision` or without, and it loads 0
+# where the mask says no, with `other=` or without (on a GPU that may be anything). With a GPU the kernel is compiled
+# for it, and nobody checks your addresses: save first, and do not forget the masks.
+#
+# If you have never seen Triton, here is a whole kernel and its launch. Each program multiplies four numbers by a
+# factor of its own. The *grid* in brackets says how many programs there are; arguments in capitals are known when the
+# kernel is compiled.
+
+# %% tags=["experiment"]
+@triton.jit
+def four_times_factor(numbers_ptr, factors_ptr, out_ptr, count, N: tl.constexpr):
+    part = tl.program_id(0)  # which program am I?
+    at = part * N + tl.arange(0, N)  # the places of its numbers: a tile of N integers
+    factor = tl.load(factors_ptr + part)  # one number
+    numbers = tl.load(numbers_ptr + at, mask=at < count, other=0.0)  # N numbers, of which the last may not be there
+    tl.store(out_ptr + at, factor * numbers, mask=at < count)
+
+if missing := kernels.without_triton():
+    print(missing)
+else:
+    numbers, factors = kernels.ready(torch.ones(10), torch.tensor([2.0, 3.0, 5.0]))
+    out = torch.empty_like(numbers)
+    four_times_factor[(triton.cdiv(10, 4),)](numbers, factors, out, 10, N=4)  # a grid of three programs, a tuple
+    print(out)
+
+# %% [markdown]
+# Now yours. Its grid has two dimensions, as the first line of the kernel says. (Where the kernel is interpreted, y
+# holds NaN before the launch: what no program stores can be seen.)
 
 # %%
 @triton.jit
@@ -368,6 +402,8 @@ def block_sparse_matmul(w: dict[str, Tensor], x: Float[Tensor, "k n"]) -> Float[
     (m, k), n, b = w["shape"], x.shape[1], w["blocks"].shape[-1]
     blocks, columns, starts, there = kernels.ready(w["blocks"], w["columns"], w["starts"], x)
     y, N = there.new_empty(m, n), min(64 if there.itemsize == 4 else 128, max(16, triton.next_power_of_2(n)))
+    if there.is_cpu:
+        y.fill_(torch.nan)  # shows what no program stores
     ### BEGIN SOLUTION
     grid = (len(starts) - 1, triton.cdiv(n, N))
     block_sparse_kernel[grid](blocks, columns, starts, there, y, m, k, n, B=b, N=N)
@@ -418,8 +454,8 @@ print(words)
 # by `columns` puts them in order. (Inside of it the old rows keep rising, so from left to right is right as well.)
 # And every block itself is to be transposed.
 #
-# **Predict:** which of the three — blocks, columns, starts — has to be moved in the memory, and which could stay
-# where it is if a kernel read it the other way?
+# **Predict:** in a training of a thousand steps the numbers change at every step, and which blocks there are does not.
+# What of the transposition has to be done a thousand times, and what once?
 
 # %% [markdown] tags=["prediction"]
 # *My prediction:*
@@ -456,9 +492,9 @@ for ax, a, numbers, title in ((left, there, range(len(order)), "W: stored in thi
 plots.show(fig)
 
 # %% [markdown]
-# Only order and orientation change, not one number. A kernel can read a block across, so the blocks could stay
-# where they are if it were told the new order; only the index lists must be made anew, and for a mask that does not
-# change, only once.
+# Only order and orientation change, not one number. The order, the columns and the starts follow from where the
+# blocks are: as long as that does not change, once is enough. The blocks themselves are moved at every step. Or
+# never: a kernel that is told the order can read each block where it is, and across.
 #
 # The second product is a dense one, $G X^\top$, but nearly all of it is thrown away: where $W$ has no block, no
 # gradient is wanted. So compute the rest only, a *sampled dense–dense product*:
@@ -491,6 +527,8 @@ def sampled_matmul(g: Float[Tensor, "m n"], x: Float[Tensor, "k n"], w: dict[str
     rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     g, there, rows, columns = kernels.ready(g, x, rows, w["columns"])
     out, N = there.new_empty(len(rows), b, b), min(64, max(16, triton.next_power_of_2(n)))
+    if there.is_cpu:
+        out.fill_(torch.nan)
     if len(rows):  # a launch of no programs is an error
         ### BEGIN SOLUTION
         sampled_kernel[(len(rows),)](g, there, rows, columns, out, m, k, n, B=b, N=N)
@@ -553,8 +591,10 @@ else:
     curves["block-sparse, your kernels"] = learn_digits(lambda blocks, x: BlockSparse.apply(blocks, x, w), w["blocks"])
     apart = max(abs(a - b) for a, b in zip(*curves.values()))
     print(f"largest difference of the losses: {apart:.1e} nats")
-plots.lines(curves, title="The same training, twice", xlabel="step", ylabel="training loss (nats)", marks=False,
-            alt=f"Training losses over 20 steps, from the first to the last: {', '.join(f'{n} {c[0]:.2f} to {c[-1]:.2f}' for n, c in curves.items())}.")
+fig, ax = plots.figure(size=(6.8, 3.8), alt=f"Training losses over 20 steps, from the first to the last: {', '.join(f'{n} {c[0]:.2f} to {c[-1]:.2f}' for n, c in curves.items())}.")
+plots.lines(curves, x=range(1, 21), ax=ax, alt="", title="The same training, twice", xlabel="step", ylabel="training loss (nats)", marks=False)
+ax.set_xticks([1, 5, 10, 15, 20])
+plots.show(fig)
 
 # %% [markdown]
 # The products are the same up to the order of their sums, so the two curves lie on each other. The work is not the
@@ -611,7 +651,7 @@ w = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
 left = {name: (100 * way(w).abs().sum() / w.abs().sum()).item() for name, way in
         {"the larger half": prune_unstructured, "2:4": prune_2_4, "blocks of 16 × 16": prune_blocks}.items()}
 plots.bars(left, title="Half of the weights, chosen under three rules", xlabel="magnitude that is left (%)", form="{:.1f}",
-           limits={"half": 50}, alt=f"Share of the sum of magnitudes that is left of normally distributed weights: {left}.")
+           limits={"half": 50}, alt=f"Share of the sum of magnitudes that is left of normally distributed weights, in per cent: {told(left)}.")
 
 # %% [markdown]
 # 2:4 is nearly as good as a free choice: in a group of four, the two largest are mostly among the larger half
@@ -650,7 +690,7 @@ for kind, dtype in (("float32", torch.float32), ("float16", torch.float16), ("in
     held[kind] = {"2:4, compressed": 100 * (number * a["values"].numel() + a["indices"].nbytes) / (number * w.numel()),
                   "CSR, int32 indices": 100 * ((number + 4) * csr["values"].numel() + 4 * csr["starts"].numel()) / (number * w.numel())}
 plots.bars(held, title="Bytes, half of the weights being zero", xlabel="bytes / bytes of the plain matrix (%)", form="{:.1f}",
-           limits={"the plain matrix": 100, "half": 50}, width=8, alt=f"Bytes of two formats in per cent of the plain matrix: {held}.")
+           limits={"the plain matrix": 100, "half": 50}, width=8, alt=f"Bytes of two formats in per cent of the plain matrix: {'. '.join(f'{kind}: {told(row)}' for kind, row in held.items())}.")
 
 # %% [markdown]
 # Two bits an index instead of 32: the pattern is so regular that little has to be said about it. In float16 a group
@@ -697,7 +737,12 @@ check(transposable_mask_4x4)
 # %% [markdown]
 # Trying all 90 costs 720 additions a block. Hubara et al. have an approximation with less arithmetic: go through
 # the 16 numbers from the largest to the smallest, and keep each whose row and column have room. It may end with
-# gaps that no number fits. **Predict:** is it faster, written with torch's operations?
+# gaps that no number fits.
+#
+# **Predict:** is it faster, written with torch's operations?
+
+# %% [markdown] tags=["prediction"]
+# *My prediction:*
 
 # %% tags=["experiment"]
 def greedy_mask_4x4(w):
@@ -716,7 +761,7 @@ left = {name: (100 * w[mask].abs().sum() / w.abs().sum()).item() for name, mask 
 cost = {"best of the 90": milliseconds(transposable_mask_4x4, w), "greedy": milliseconds(greedy_mask_4x4, w), "a product W X, 512 examples": milliseconds(torch.mm, w, torch.randn(512, 512))}
 
 # %% tags=["experiment"]
-fig, (a, b) = plots.figure(columns=2, size=(10.6, 3.2), alt=f"Left: share of the magnitude that is left: {left}. Right: milliseconds for a 512 × 512 matrix: {cost}.")
+fig, (a, b) = plots.figure(columns=2, size=(10.6, 3.2), alt=f"Left: share of the magnitude that is left, in per cent: {told(left)}. Right: milliseconds for a 512 × 512 matrix: {told(cost)}.")
 plots.bars(left, ax=a, alt="", title="What is left", xlabel="magnitude (%)", form="{:.1f}")
 plots.bars(cost, ax=b, alt="", title="What the choice costs, one thread", xlabel="time (ms)", form="{:,.3g}")
 plots.show(fig)
@@ -764,27 +809,24 @@ def sparse_layers(model: nn.Module) -> list[Linear24]:
     return [layer for layer in model.modules() if isinstance(layer, Linear24)]
 
 # %% [markdown]
-# Train it on `glyphs`, which are loaded below, with the switches on for the first share `sparse` of the steps. Each
-# step is timed.
+# Train it on `glyphs`, which are loaded below, with the switches on for the first share `sparse` of the steps.
 
 # %%
-def learn(seed: int, sparse: float, steps: int, lr: float = 4e-3) -> tuple[nn.Module, Tensor, Tensor]:
-    """A trained vision transformer, the loss of each step, and its seconds."""
-    model, losses, seconds = vision_transformer(seed), [], []
+def learn(seed: int, sparse: float, steps: int, lr: float = 4e-3) -> tuple[nn.Module, Tensor]:
+    """A trained vision transformer, and the loss of each step."""
+    model, losses = vision_transformer(seed), []
     optimizer, g = torch.optim.AdamW(model.parameters(), fused=True), torch.Generator().manual_seed(seed)
     for step in range(steps):
         for layer in sparse_layers(model):
             layer.sparse = step < sparse * steps
         optimizer.param_groups[0]["lr"] = lr * min((step + 1) / 50, 1, 1.02 - step / steps)
         i = torch.randint(len(glyphs.train_x), (32,), generator=g)
-        begin = time.perf_counter()
         loss = F.cross_entropy(model(glyphs.train_x[i]), glyphs.train_y[i])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - begin)
         losses.append(loss.item())
-    return model, torch.tensor(losses), torch.tensor(seconds)
+    return model, torch.tensor(losses)
 
 # %%
 MASKS = {"the larger half": lambda w: prune_unstructured(w) != 0, "2:4": lambda w: prune_2_4(w) != 0, "transposable 4 × 4": transposable_mask_4x4,
@@ -819,7 +861,7 @@ def after_masking(model: nn.Module, mask) -> tuple[float, float]:
 
 # %% tags=["experiment"]
 glyphs, STEPS = data.glyphs(12_000, distortion=0.3), 300  # easy enough to learn in a few seconds
-dense, dense_losses, dense_seconds = learn(0, 0.0, STEPS)
+dense, dense_losses = learn(0, 0.0, STEPS)
 masked = {name: [100 * v for v in after_masking(dense, mask)] for name, mask in MASKS.items()}
 
 # %% tags=["experiment"]
@@ -827,13 +869,14 @@ before = 100 - 100 * accuracy(dense)
 fig, (a, b) = plots.figure(columns=2, size=(11, 3.6), alt="Half of the weights of up and down removed. Magnitude left and test error: "
                            + "; ".join(f"{name} {left:.1f}% and {100 - acc:.1f}%" for name, (left, acc) in masked.items()) + f". Error before: {before:.1f}%.")
 plots.bars({name: left for name, (left, _) in masked.items()}, ax=a, alt="", title="Magnitude that is left", xlabel="sum of |w| (%)", form="{:.1f}")
-plots.bars({name: 100 - acc for name, (_, acc) in masked.items()}, ax=b, alt="", title="Error right after", xlabel="test error (%)", form="{:.1f}", limits={"before": before})
+plots.bars({"nothing removed": before} | {name: 100 - acc for name, (_, acc) in masked.items()}, ax=b, alt="", title="Error right after", xlabel="test error (%)", form="{:.1f}")
 plots.show(fig)
 
 # %% [markdown]
 # The more freely a rule may choose, the more magnitude is left, as with random numbers: a trained matrix of this
 # kind is no easier to prune. And the error follows the magnitude. In one run neighbours may change places (one
-# image in the test set is 0.05 points); over the eight seeds of the full run the mean error is 2.7% before, 2.7%
+# image in the test set is 0.05 points). The full run has eight seeds and trains for 500 steps instead of the 300 here,
+# so that its network begins with a smaller error than yours: on average 2.7% with nothing removed, and 2.7%
 # for the larger half, 2.9% for 2:4, 3.0% for transposable masks, 3.5% for blocks of 4 × 4, and 4.3% for blocks of
 # 16 × 16. All of this is little: the network has more weights in these layers than it needs, and the residual
 # stream goes past them.
@@ -850,15 +893,16 @@ plots.show(fig)
 # *My prediction:*
 
 # %% tags=["experiment"]
-runs = {"dense": (dense, dense_losses, dense_seconds), "sparse, then dense": learn(0, 0.7, STEPS), "sparse to the end": learn(0, 1.0, STEPS)}
-reached = {name: 100 * accuracy(model) for name, (model, _, _) in runs.items()}
+runs = {"dense": (dense, dense_losses), "sparse, then dense": learn(0, 0.7, STEPS), "sparse to the end": learn(0, 1.0, STEPS)}
+reached = {name: 100 * accuracy(model) for name, (model, _) in runs.items()}
 
 # %% tags=["experiment"]
-smooth = {f"{name}: {reached[name]:.1f}%": (range(10, STEPS + 1, 20), losses.view(-1, 20).mean(1)) for name, (_, losses, _) in runs.items()}
-fig, ax = plots.figure(size=(8, 4), alt="Training loss of three runs, averages of 20 steps, with their test accuracies: "
+smooth = {f"{name}: {reached[name]:.1f}%": (range(5, STEPS + 1, 10), losses.view(-1, 10).mean(1)) for name, (_, losses) in runs.items()}
+fig, ax = plots.figure(size=(8, 4), alt="Training loss of three runs, averages of 10 steps, with their test accuracies: "
                        + ", ".join(f"{name} {acc:.1f}%" for name, acc in reached.items()) + f". The switch to dense is at step {0.7 * STEPS:.0f}.")
 plots.lines(smooth, ax=ax, alt="", logy=True, marks=False, title="One seed; the numbers are test accuracies", xlabel="step", ylabel="training loss (nats)")
 ax.axvline(0.7 * STEPS, color=plots.INK, linewidth=1, linestyle=(0, (2, 2)))
+ax.annotate("sparse, then dense:\nhere it becomes dense", (0.7 * STEPS, 0.03), xycoords=("data", "axes fraction"), xytext=(-5, 0), textcoords="offset points", ha="right", va="bottom", fontsize=9)
 plots.show(fig)
 
 # %% [markdown]
@@ -887,7 +931,7 @@ counted = {"plain product": work.count(torch.mm, w, x), "bsr_matmul": work.count
 pieces = len(a["columns"]) * 64 * 128 * 4  # bytes of X that the programs read: a piece for each block
 bytes_moved = {name: c.bytes / 1e6 for name, c in counted.items()} | {"block_sparse_kernel": (a["blocks"].nbytes + pieces + 2048 * 128 * 4) / 1e6}
 adds = {name: c.multiply_adds / 1e6 for name, c in counted.items()} | {"block_sparse_kernel": len(a["columns"]) * 64 * 64 * 128 / 1e6}
-fig, (left, right) = plots.figure(columns=2, size=(10.6, 2.6), alt=f"2048 × 2048 weights, density 0.1, 128 examples. Millions of multiply-adds: {adds}. Megabytes: {bytes_moved}.")
+fig, (left, right) = plots.figure(columns=2, size=(10.6, 2.6), alt=f"2048 × 2048 weights, density 0.1, 128 examples. Millions of multiply-adds: {told(adds)}. Megabytes: {told(bytes_moved)}.")
 plots.bars(adds, ax=left, alt="", title="Multiply-adds", xlabel="millions", form="{:.0f}")
 plots.bars(bytes_moved, ax=right, alt="", title="Bytes read and written", xlabel="MB", form="{:.1f}")
 plots.show(fig)
@@ -965,8 +1009,8 @@ def draw_map(ax, found, title):
     ax.set_title(title, loc="left", **plots.TITLE)
     ax.grid(visible=False)
 
-told = lambda found: "; ".join(f"density {d}, {n} examples: {min(t, key=t.get)}" for (d, n), t in found.items())
-fig, panels = plots.figure(columns=2, size=(10.4, 4.4), alt="The fastest of plain product, CSR and BSR. " + " ".join(f"{name}: {told(found)}." for name, found in maps.items()))
+winners = lambda found: "; ".join(f"density {d}, {n} examples: {min(t, key=t.get)}" for (d, n), t in found.items())
+fig, panels = plots.figure(columns=2, size=(10.4, 4.4), alt="The fastest of plain product, CSR and BSR. " + " ".join(f"{name}: {winners(found)}." for name, found in maps.items()))
 for ax, (name, found) in zip(panels, maps.items()):
     draw_map(ax, found, f"{name}: the fastest, against plain")
 plots.show(fig)
@@ -1001,31 +1045,44 @@ else:
 #
 # $$r = 1 - p + p / f + c.$$
 #
-# Measure $p$ and $c$ here, for the network above and for one four times as wide. (About 15 seconds.)
+# Measure $p$ and $c$ here, with the batches of 32 of the training above, for its network and for one four times as
+# wide. (About 15 seconds.)
+
+# %%
+def training_step(sparse: bool, d: int = 64):
+    """One step of training of a new vision transformer, as a function of a batch."""
+    model = vision_transformer(0, d)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for layer in sparse_layers(model):
+        layer.sparse = sparse
+
+    def step(x: Tensor, y: Tensor) -> None:
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 # %% tags=["experiment"]
-def shares(d, batch=64):
+def shares(d, batch=32):
     """p and c of a vision transformer of width d: times of the sparse layers' products and masks over that of a whole step."""
-    model, x, y = vision_transformer(0, d), glyphs.train_x[:batch], glyphs.train_y[:batch]
-    def step():
-        model.zero_grad()
-        F.cross_entropy(model(x), y).backward()
     products = masks = 0
-    for layer in sparse_layers(model):
+    for layer in sparse_layers(vision_transformer(0, d)):
         a, g = torch.randn(batch * 16, layer.in_features), torch.randn(batch * 16, layer.out_features)
         w = layer.weight.detach()
         products += milliseconds(lambda: (a @ w.T, g @ w))  # forward, and back to the input; the gradient of w stays dense
         masks += milliseconds(transposable_mask_4x4, w)
-    whole = milliseconds(step)
+    whole = milliseconds(training_step(False, d), glyphs.train_x[:batch], glyphs.train_y[:batch])
     return products / whole, masks / whole
 
-found = {d: shares(d) for d in (64, 256)}
+of_a_step = {d: shares(d) for d in (64, 256)}
 
 # %% tags=["experiment"]
 factors = torch.linspace(1, 4, 50)
 fig, panels = plots.figure(columns=2, size=(10.6, 4), alt="Time that sparse-then-dense training would save, against the factor by which sparse products are faster. "
-                           + "; ".join(f"Width {d}: products are {p:.0%} of a step, masks cost {c:.0%}" for d, (p, c) in found.items()) + ". The text's 6% is a line, and 2 is the limit of 2:4.")
-for ax, (d, (p, c)) in zip(panels, found.items()):
+                           + "; ".join(f"Width {d}: products are {p:.0%} of a step, masks cost {c:.0%}" for d, (p, c) in of_a_step.items()) + ". The text's 6% is a line, and 2 is the limit of 2:4.")
+for ax, (d, (p, c)) in zip(panels, of_a_step.items()):
     saved = {"masks found as here": (factors, 70 * (p - p / factors - c)), "masks that cost nothing": (factors, 70 * (p - p / factors))}
     plots.lines(saved, ax=ax, alt="", marks=False, limits={"the text: 6%": 6}, title=f"d = {d}: p = {p:.2f}, c = {c:.2f}",
                 xlabel="sparse products are so many times faster (2:4: at most 2)", ylabel="time saved (%)")
@@ -1036,10 +1093,8 @@ plots.show(fig)
 # %% [markdown]
 # The share $p$ of the products that could become faster grows with the width, so wider networks can save more. And
 # there are the masks. Finding them takes nearly two hundred operations a weight, the products four for each weight and
-# *token*: the ratio $c / p$ depends on the number of tokens in a batch, 1024 here. With the hundred thousand of a
-# large training the masks would cost next to nothing, and the upper curve counts. On it, at the limit of 2, the
-# saving is $0.35\, p$: from $p = 0.17$ on that is the text's 6%, so the figure is well within reach of hardware that
-# has 2:4. A CPU has none: here $f$ is 1 at best, and the masks come on top.
+# *token*: the ratio $c / p$ depends on the number of tokens in a batch, 512 here. With the hundred thousand of a
+# large training the masks would cost next to nothing, and the upper curve counts.
 #
 # And the accuracy? One seed says little; the full run has eight, and one more arm: dense training that is simply 6%
 # shorter.
@@ -1069,27 +1124,30 @@ places = [float(name.split()[1]) for name in measured]
 rows = {f"{n} example{'s' * (n > 1)}": [row[str(n)] for row in measured.values()] for n in (1, 16, 128, 512)}
 fig, ax = plots.figure(size=(8.8, 4.2), alt=f"torch's CSR against the plain product at densities {places}, times faster: "
                        + "; ".join(f"{name} {', '.join(f'{r[0]:.2g}' for r in row)}" for name, row in rows.items()) + ".")
-plots.lines({name: [r[0] for r in row] for name, row in rows.items()} | {"1 / density": [1 / d for d in places]}, x=places, ax=ax, alt="", logx=True, logy=True,
-            bands={name: ([r[1] for r in row], [r[2] for r in row]) for name, row in rows.items()}, xlabel="density (zeros anywhere)",
-            ylabel="times faster than the plain product", title="Full run: torch's CSR, 1024 × 1024 (band: 95%)")
+names = [*rows, "1 / density"]
+plots.lines({name: [r[0] for r in row] for name, row in rows.items()} | {names[-1]: [1 / d for d in places]}, x=places, ax=ax, alt="", logx=True, logy=True,
+            xlabel="density (zeros anywhere)", ylabel="times faster than the plain product", title="Full run: torch's CSR, 1024 × 1024 (bars: 95%)")
+for aside, (name, row) in zip((0.94, 0.98, 1.02, 1.06), rows.items()):  # a little beside each other, to be told apart
+    ax.errorbar([aside * d for d in places], [r[0] for r in row], yerr=[[r[0] - r[1] for r in row], [r[2] - r[0] for r in row]],
+                fmt="none", color=plots.looks(names)[name]["color"], capsize=3, linewidth=1.2)
 ax.axhline(1, color=plots.INK, linewidth=1)
 plots.show(fig)
 
-# %% tags=["experiment"]
-step = lambda name, part: runs[name][2][part].median().item()
-ratio = step("sparse, then dense", slice(0, int(0.7 * STEPS))) / step("dense", slice(0, int(0.7 * STEPS)))
-claims.show("32-sparse-then-dense", measured=f"{reached['sparse, then dense']:.1f}% against {reached['dense']:.1f}% densely, one seed; a sparse step takes "
-            f"{ratio:.2f} times as long as a dense one here, which changes the time of the training by {100 * 0.7 * (ratio - 1):+.0f}%")
-anywhere = {key: t["plain"] / t["CSR"] for key, t in maps["Zeros anywhere"].items()}
-claims.show("32-unstructured-hardware", measured="zeros anywhere, torch's CSR against the plain product on a CPU, 128 examples: "
-            + ", ".join(f"{anywhere[d, 128]:.1f} times faster at density {d}" for d in (0.03, 0.1, 0.3)))
-
 # %% [markdown]
-# In the full run (500 steps) dense training reaches 97.29%, and sparse-then-dense 97.22%: 0.07 points less, with a
-# 95% interval from 0.33 less to 0.18 more. To the accuracy of this small experiment the claim holds. But look at
-# the other two rows. Training that stays sparse *to the end* is as good (−0.06), so it is not the dense phase that
-# rescues it here. And dense training that is simply 6% shorter loses 0.28 points (0.63 less to 0.06 more): the most
-# of the three, and yet not to be told from nothing with eight seeds. A saving of 6% must be held against that.
+# How long does a sparse step take on your machine? It is measured by turns with a dense one, so that a slow moment of
+# the machine hits both. (About 8 seconds.)
+
+# %% tags=["experiment"]
+def batch(seed):
+    i = torch.randint(len(glyphs.train_x), (32,), generator=torch.Generator().manual_seed(seed))
+    return glyphs.train_x[i], glyphs.train_y[i]
+
+by_turns = timing.compare(training_step(True), training_step(False), batch, seconds=8, device="cpu")
+longer, least, most = 1 / by_turns.ratio, 1 / by_turns.high, 1 / by_turns.low
+told_step = f"a sparse step takes {longer:.2f} times as long as a dense one here (95% interval {least:.2f} to {most:.2f}), " + (
+    "not distinguishable from 1" if by_turns.verdict == "inconclusive" else
+    f"which changes the time of the training by {70 * (longer - 1):+.1f}% ({70 * (least - 1):+.1f} to {70 * (most - 1):+.1f})")
+print(told_step)
 
 # %% [markdown]
 # ### Question (25 points)
@@ -1114,6 +1172,23 @@ claims.show("32-unstructured-hardware", measured="zeros anywhere, torch's CSR ag
 # blocks of 64 my own `bsr_matmul` gains two to four times at a tenth. So density, pattern and the number of
 # examples decide, and hardware is one way to move the border.
 
+# %% tags=["experiment"]
+claims.show("32-sparse-then-dense", measured=f"{reached['sparse, then dense']:.1f}% against {reached['dense']:.1f}% densely, one seed, 300 steps; {told_step}")
+anywhere = {key: t["plain"] / t["CSR"] for key, t in maps["Zeros anywhere"].items()}
+claims.show("32-unstructured-hardware", measured="zeros anywhere, torch's CSR against the plain product on a CPU, 128 examples: "
+            + ", ".join(f"{anywhere[d, 128]:.1f} times faster at density {d}" for d in (0.03, 0.1, 0.3)))
+
+# %% [markdown]
+# In the full run (500 steps) dense training reaches 97.29%, and sparse-then-dense 97.22%: 0.07 points less, with a
+# 95% interval from 0.33 less to 0.18 more. To the accuracy of this small experiment the claim holds. But look at
+# the other two rows of the picture. Training that stays sparse *to the end* is as good (−0.06), so it is not the dense phase that
+# rescues it here. And dense training that is simply 6% shorter loses 0.28 points (0.63 less to 0.06 more): the most
+# of the three, and yet not to be told from nothing with eight seeds. A saving of 6% must be held against that.
+#
+# And the time? With masks that cost nothing, and at 2:4's limit of 2, the saving is $0.35\, p$: from $p = 0.17$ on that
+# is the text's 6%, well within reach of hardware that has 2:4. A CPU has none: here $f$ is 1 at best, and the masks
+# come on top.
+
 
 # %% [markdown]
 # ## Optional · Three more formats: COO, ELL, DIA
@@ -1129,12 +1204,13 @@ claims.show("32-unstructured-hardware", measured="zeros anywhere, torch's CSR ag
 
 # %%
 def written(function, *args) -> bool:
-    """Is this optional function there?"""
+    """Is this optional function there, and does it work?"""
     try:
         function(*args)
         return True
-    except NotImplementedError:
-        print(f"{function.__name__} is not written yet: its picture has to wait.")
+    except Exception as error:
+        why = "is not written yet" if isinstance(error, NotImplementedError) else f"raises {type(error).__name__} ({error})"
+        print(f"{function.__name__} {why}: its picture has to wait.")
         return False
 
 # %%
@@ -1157,7 +1233,7 @@ if written(to_coo, torch.eye(2)):
         sizes["COO"].append(stored_bytes(to_coo(w)) / 1e3)
         sizes["CSR"].append(stored_bytes(to_csr(w)) / 1e3)
     plots.lines(sizes, x=heights, logx=True, title="A thousand numbers in more and more rows", xlabel="rows of the matrix (100 columns)", ylabel="kB",
-                alt=f"Kilobytes of a thousand numbers in matrices of {heights} rows: {sizes}.")
+                alt=f"Kilobytes of a thousand numbers in matrices of {heights} rows: {told(sizes)}.")
 
 # %% [markdown]
 # COO spends 8 bytes a number on its row, CSR 8 bytes a row on where it begins: with fewer numbers than rows COO is
@@ -1183,7 +1259,7 @@ if written(coo_spmv, {"values": torch.ones(1), "rows": torch.zeros(1).long(), "c
             a = {"values": torch.ones(z), "rows": rows[order], "columns": columns[order], "shape": (z, z)}
             times[name].append(1e6 * milliseconds(coo_spmv, a, torch.ones(z)) / z)
     plots.lines(times, x=counts, logx=True, title="The order of the numbers, and the memory", xlabel="numbers (and rows, and columns)", ylabel="time for each number (ns)",
-                alt=f"Nanoseconds for each number of a COO product with {counts} numbers: {times}.")
+                alt=f"Nanoseconds for each number of a COO product with {counts} numbers: {told(times)}.")
 
 # %% [markdown]
 # The order changes nothing but the way through the memory. With a million of each, $x$ and $y$ do not stay in a
@@ -1193,8 +1269,8 @@ if written(coo_spmv, {"values": torch.ones(1), "rows": torch.zeros(1).long(), "c
 # %% [markdown]
 # ### `to_ell` and `ell_spmv`
 #
-# For the table sort the columns of each row so that the non-zeros come first: a stable `argsort` of `w != 0`,
-# descending. What is left over in a short row are columns of zeros: their value is 0, and they add nothing.
+# For the table sort the columns of each row so that the non-zeros come first: `argsort(dim=1, stable=True)` of what
+# says which are zeros (False comes before True). What is left over in a short row are columns of zeros: their value is 0, and they add nothing.
 
 # %%
 def to_ell(w: Float[Tensor, "m k"]) -> dict[str, Tensor]:
@@ -1219,7 +1295,7 @@ matrices = {"banded": band, "random": random_sparse(2000, 2000, 15 / 2000),
 if written(to_ell, torch.eye(2)):
     used = {kind: 100 * ((w != 0).sum() / to_ell(w)["values"].numel()).item() for kind, w in matrices.items()}
     plots.bars(used, title="Places of the table that hold a number", xlabel="share of all places (%)", form="{:.1f}",
-               alt=f"Share of the places of the ELL table that are used, in per cent, for three matrices with 15 numbers a row on average: {used}.")
+               alt=f"Share of the places of the ELL table that are used, in per cent, for three matrices with 15 numbers a row on average: {told(used)}.")
 
 # %% [markdown]
 # The rows of the banded matrix are equally long, those of the random one vary by chance, and on the power law a few
@@ -1244,7 +1320,7 @@ if written(ell_spmv, {"values": torch.ones(1, 1), "columns": torch.zeros(1, 1).l
         for name, store, multiply in (("ELL", to_ell, ell_spmv), ("CSR", to_csr, csr_spmv)):
             times[name].append(milliseconds(multiply, store(w), torch.ones(1000)))
     plots.lines(times, x=longest, logx=True, logy=True, title="One row grows, all others have about four numbers", xlabel="numbers in the longest row",
-                ylabel="time (ms)", alt=f"Milliseconds with a longest row of {longest} numbers: {times}.")
+                ylabel="time (ms)", alt=f"Milliseconds with a longest row of {longest} numbers: {told(times)}.")
 
 # %% [markdown]
 # With short rows the two take about the same time. Then a single row decides for all thousand.
@@ -1275,7 +1351,7 @@ check(to_dia)
 if written(to_dia, torch.eye(2)):
     stored = {kind: to_dia(w)["values"].numel() / (w != 0).sum().item() for kind, w in matrices.items()}
     plots.bars(stored, log=True, title="Places on the stored diagonals", xlabel="places for each number that is not zero", form="{:,.3g}",
-               alt=f"Places that DIA stores for each non-zero: {stored}.")
+               alt=f"Places that DIA stores for each non-zero: {told(stored)}.")
 
 # %% [markdown]
 # A band of 15 diagonals has 15 places a row. Of the other two nearly every one of 3999 diagonals holds a number
@@ -1311,11 +1387,13 @@ for kind, w in matrices.items():
         try:
             a = store(w)
             spmv_times.setdefault(kind, {})[name], sizes.setdefault(kind, {})[name] = milliseconds(multiply, a, x), stored_bytes(a) / 1e6
-        except NotImplementedError:
-            print(f"{name} is not written yet; left out.") if kind == "banded" else None
+        except Exception as error:
+            why = "not written yet" if isinstance(error, NotImplementedError) else f"{store.__name__} or {multiply.__name__} raises {type(error).__name__} ({error})"
+            print(f"{kind}, {name}: {why}; left out.")
 
 # %% tags=["experiment"]
-fig, (a, b) = plots.figure(columns=2, size=(11, 4.2), alt=f"Milliseconds of a product with a vector: {spmv_times}. Megabytes: {sizes}.")
+fig, (a, b) = plots.figure(columns=2, size=(11, 4.2), alt="Milliseconds of a product with a vector, and megabytes. " + " ".join(
+    f"{kind}: {told(row)}, and {told(sizes[kind])}." for kind, row in spmv_times.items()))
 plots.bars(spmv_times, ax=a, alt="", log=True, title="2000 × 2000, 15 numbers a row on average", xlabel="time (ms), one thread", form="{:,.3g}")
 plots.bars(sizes, ax=b, alt="", log=True, title="Bytes, indices in int64", xlabel="MB", form="{:.2g}")
 plots.show(fig)

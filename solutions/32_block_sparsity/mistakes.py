@@ -47,6 +47,14 @@ def starts_without_the_end(w):
     return _csr(w[rows, columns], columns, _starts((w != 0).sum(1))[:-1], w)
 
 
+@mistake("to_csr", caught_by="test_starts_tell_where_each_row_begins_and_ends")
+def last_rows_not_counted(w):
+    """bincount ends with the last row that has a number, so that your starts are too short where the last rows are empty. Give it
+    minlength."""
+    rows, columns = w.nonzero(as_tuple=True)
+    return _csr(w[rows, columns], columns, _starts(torch.bincount(rows)), w)
+
+
 @mistake("to_csr", caught_by="test_values_and_columns_follow_the_rows_from_left_to_right")
 def column_after_column(w):
     """Your values go down the columns: that order belongs to CSC, compressed sparse columns. Go along the rows."""
@@ -78,6 +86,21 @@ def loop_over_the_rows(a, x):
     for i, (first, end) in enumerate(zip(starts, starts[1:])):
         y[i] = (a["values"][first:end] * x[a["columns"][first:end]]).sum()
     return y
+
+
+@mistake("csr_spmv", caught_by="test_a_hundred_thousand_rows_need_no_loop")
+def by_the_plain_matrix(a, x):
+    """You write the numbers into a plain matrix and multiply that, its zeros too: nothing is saved. Multiply the stored values only."""
+    plain = a["values"].new_zeros(a["shape"])
+    plain[_rows(a["starts"]), a["columns"]] = a["values"]
+    return plain @ x
+
+
+@mistake("csr_spmv", caught_by="test_each_row_is_the_sum_of_its_products")
+def differences_of_running_sums(a, x):
+    """Your rows are differences of one long running sum, and in float32 a row of small numbers after large ones loses its digits.
+    Add each row up by itself: index_add_."""
+    return F.pad((a["values"] * x[a["columns"]]).cumsum(0), (1, 0))[a["starts"]].diff()
 
 
 @mistake("csr_spmv", caught_by="test_each_row_is_the_sum_of_its_products")
@@ -215,13 +238,13 @@ def pieces_of_the_row(w, x):
     return _product(w, x, by_row=True)
 
 
-@mistake("bsr_matmul", caught_by="test_ragged_products_have_the_matrix_own_size")
+@mistake("bsr_matmul", caught_by="test_ragged_products_have_the_size_of_the_matrix")
 def padding_left_in_the_result(w, x):
     """Your Y has the rows of the padding too. Leave out those from m on."""
     return _product(w, x, uncut=True)
 
 
-@mistake("bsr_matmul", caught_by="test_ragged_products_have_the_matrix_own_size")
+@mistake("bsr_matmul", caught_by="test_ragged_products_have_the_size_of_the_matrix")
 def x_padded_above(w, x):
     """You pad X above its first row, and every piece is shifted. Pad below: F.pad(x, (0, 0, 0, -k % b))."""
     return _product(w, x, front=True)
@@ -253,7 +276,10 @@ def _kernel(blocks_ptr, columns_ptr, starts_ptr, x_ptr, y_ptr, m, k, n, B: tl.co
         at = tl.load(columns_ptr + s) * B + i
         if WRONG == "columns":
             at = tl.load(columns_ptr + s) + i
-        x = tl.load(x_ptr + at[:, None] * n + j[None, :], mask=(at[:, None] < k) & (j[None, :] < n), other=0.0)
+        there = k
+        if WRONG == "m for k":
+            there = tl.minimum(m, k)    # beyond k the interpreter would stop
+        x = tl.load(x_ptr + at[:, None] * n + j[None, :], mask=(at[:, None] < there) & (j[None, :] < n), other=0.0)
         if WRONG == "first":
             total = tl.dot(block, x, input_precision="ieee")
         else:
@@ -298,6 +324,12 @@ def column_not_times_b(w, x):
 def row_not_times_b(w, x):
     """You store from row number `row` of y on. Block row `row` begins at row * B."""
     return _launch(w, x, "row")
+
+
+@mistake("block_sparse_matmul", caught_by="test_edges_of_the_kernel_are_masked")
+def rows_of_x_below_m(w, x):
+    """You mask the rows of x with m, the number of rows of y. X has k rows: at < k."""
+    return _launch(w, x, "m for k")
 
 
 @mistake("block_sparse_matmul", caught_by="test_the_kernel_sums_the_blocks_of_its_row")
@@ -394,6 +426,8 @@ def _sampled_kernel(g_ptr, x_ptr, rows_ptr, columns_ptr, out_ptr, m, k, n, B: tl
     end = n
     if WRONG == "first":
         end = N
+    if WRONG == "full":
+        end = n // N * N
     for first in range(0, end, N):
         j = first + tl.arange(0, N)
         g = tl.load(g_ptr + row[:, None] * n + j[None, :], mask=(row[:, None] < m) & (j[None, :] < n), other=0.0)
@@ -425,6 +459,13 @@ def _sampled(g, x, w, wrong):
 def first_examples_only(g, x, w):
     """Only the first N examples are in your sum. Walk over all n, in steps of N."""
     return _sampled(g, x, w, "first")
+
+
+@mistake("sampled_matmul", caught_by="test_all_examples_count")
+def short_step_left_out(g, x, w):
+    """Your loop ends with the last full step of N examples, and the rest of them is lost. Walk up to n; the mask takes care of what is
+    beyond."""
+    return _sampled(g, x, w, "full")
 
 
 @mistake("sampled_matmul", caught_by="test_all_examples_count")

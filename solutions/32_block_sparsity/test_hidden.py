@@ -12,7 +12,7 @@ from course.spec import assert_close, assert_that, exercise
 from course.spec.load import import_file
 
 visible = import_file(Path(__file__).with_name("test_visible.py"))
-some, few, once, generators, normal, sparse = (visible.some, visible.few, visible.once, visible.generators, visible.normal, visible.sparse)
+some, few, generators, fresh, normal, sparse = (visible.some, visible.few, visible.generators, visible.fresh, visible.normal, visible.sparse)
 NORMAL, SINGLE, SHAPES, EVEN, RAGGED, HALVES = (visible.NORMAL, visible.SINGLE, visible.SHAPES, visible.EVEN, visible.RAGGED, visible.HALVES)
 fields, csr, bsr, single, spread, tiled = visible.fields, visible.csr, visible.bsr, visible.single, visible.spread, visible.tiled
 
@@ -49,19 +49,6 @@ def test_the_product_has_the_type_of_its_factors(student, random, dtype):
 
 # ---------------------------------------------------------------- bsr
 
-@exercise("to_bsr", points=2)
-@few
-@given(random=generators(), b=st.sampled_from([2, 3]))
-def test_a_block_whose_numbers_cancel_is_kept(student, random, b):
-    """Is any number not zero? The sum of a block may be zero although its numbers are not."""
-    w = torch.zeros(6, 6, dtype=torch.float64)
-    w[0, 0], w[0, 1], w[4, 5], w[5, 4] = 1.5, -1.5, 2.0, -2.0
-    w[2, 2] = normal((1,), random)[0]
-    blocks, columns, _ = fields(student.to_bsr(w, b), visible.BSR, (6, 6))
-    expected = bsr(w, b)
-    assert_close([blocks, columns.long()], [expected["blocks"], expected["columns"]], "blocks and columns", **NORMAL)
-
-
 @exercise("to_bsr", points=1)
 @few
 @given(random=generators(), dtype=st.sampled_from([torch.float32, torch.float16]))
@@ -87,57 +74,44 @@ def test_larger_products_in_float32(student, random, case, n):
 
 
 @exercise("block_sparse_matmul", points=2, requires=kernels.without_triton)
-@once
-@given(random=generators(), b=st.sampled_from([32, 64]))
-def test_blocks_may_be_of_another_size(student, random, b):
+def test_blocks_may_be_of_another_size(student):
     """B comes with the launch: b is 16, 32 or 64."""
-    w, x = sparse(b + 5, 2 * b - 3, 0.8, random, b), normal((2 * b - 3, 9), random)
-    visible.assert_product(student, w, x, b)
+    random = fresh()
+    for b in (32, 64):
+        w, x = sparse(b + 5, 2 * b - 3, 0.8, random, b), normal((2 * b - 3, 9), random)
+        visible.assert_product(student, w, x, b)
 
 
 @exercise("block_sparse_matmul", points=1, requires=kernels.without_triton)
-@once
-@given(random=generators(), n=st.sampled_from([66, 129]))
-def test_every_tile_of_columns_has_a_program(student, random, n):
+def test_every_tile_of_columns_has_a_program(student):
     """The grid is (block rows, ceil(n / N)), and tile number t begins at column t * N."""
-    visible.assert_product(student, sparse(16, 20, 1.0, random), normal((20, n), random))
+    random = fresh()
+    for n in (66, 129):
+        visible.assert_product(student, sparse(16, 20, 1.0, random), normal((20, n), random))
 
 
 @exercise("bsr_transpose", points=3)
-@some
-@given(random=generators(), case=st.sampled_from(RAGGED), density=st.sampled_from([0.0, 0.5, 1.0]))
-def test_twice_transposed_is_as_before(student, random, case, density):
+@few
+@given(random=generators(), density=st.sampled_from([0.0, 0.5, 1.0]))
+def test_twice_transposed_is_as_before(student, random, density):
     """Ragged edges and empty rows and columns too: the new matrix has ceil(k / b) block rows and the shape (k, m)."""
-    shape, b = case
-    w = sparse(*shape, density, random, b)
-    once_turned = visible.transposed(student, w, b)
-    assert_close(spread(once_turned, b), w.T, "the transposed matrix", **NORMAL)
-    assert_int64(("columns", once_turned["columns"]), ("starts", once_turned["starts"]))
-    again = student.bsr_transpose({name: once_turned[name] for name in (*visible.BSR, "shape")})
-    assert_close({name: again[name] for name in visible.BSR}, {name: bsr(w, b)[name] for name in visible.BSR}, "the transpose of the transpose", **NORMAL)
+    for (shape, b), share in ((case, share) for case in RAGGED for share in {0.0, density}):
+        w = sparse(*shape, share, random, b)
+        turned = visible.transposed(student, w, b)
+        assert_close(spread(turned, b), w.T, "the transposed matrix", **NORMAL)
+        assert_int64(("columns", turned["columns"]), ("starts", turned["starts"]))
+        again = student.bsr_transpose({name: turned[name] for name in (*visible.BSR, "shape")})
+        assert_close({name: again[name] for name in visible.BSR}, {name: bsr(w, b)[name] for name in visible.BSR}, "the transpose of the transpose", **NORMAL)
 
 
 @exercise("sampled_matmul", points=1, requires=kernels.without_triton)
-@once
-@given(random=generators())
-def test_gradients_of_half_precision_are_summed_in_float32(student, random):
-    """Begin with tl.zeros((B, B), dtype=tl.float32). The N examples of a step cancel those of the next one here."""
-    g, x = normal((16, 64), random, torch.float16).double(), 10 * normal((16, 64), random, torch.float16).double()
-    g, x = torch.cat([g, -g, g[:, :3]], 1), torch.cat([x, x, x[:, :3] / 8], 1).half().double()
-    w = single(torch.ones(16, 16, dtype=torch.float64), 16, torch.float16)
-    got = student.sampled_matmul(g.half(), x.half(), w)
-    assert_that(isinstance(got, torch.Tensor) and got.dtype == torch.float16, "The gradient of float16 must be float16 again.")
-    assert_close(got.double(), (g @ x.T)[None], "the gradient", rtol=1e-3, atol=2e-3)
-
-
-@exercise("sampled_matmul", points=1, requires=kernels.without_triton)
-@once
-@given(random=generators(), b=st.sampled_from([32, 64]))
-def test_gradients_of_larger_blocks(student, random, b):
+def test_gradients_of_larger_blocks(student):
     """B comes with the launch, and N is not B. A matrix without blocks has no gradient: shape [0, b, b]."""
-    visible.assert_sampled(student, sparse(b + 3, b - 2, 1.0, random, b), 20, random, b)
-    empty = student.sampled_matmul(torch.ones(4, 3), torch.ones(5, 3), single(torch.zeros(4, 5, dtype=torch.float64), b))
-    assert_close(empty, torch.zeros(0, b, b), "the gradient without blocks")
+    random = fresh()
+    for b in (32, 64):
+        visible.assert_sampled(student, sparse(b + 3, b - 2, 1.0, random, b), 20, random, b)
+        empty = student.sampled_matmul(torch.ones(4, 3), torch.ones(5, 3), single(torch.zeros(4, 5, dtype=torch.float64), b))
+        assert_close(empty, torch.zeros(0, b, b), "the gradient without blocks")
 
 
 # ---------------------------------------------------------------- 2:4
