@@ -19,6 +19,12 @@ def test_values_and_intervals_are_those_of_the_full_run(name, found):
     assert (claim.value, *claim.interval) == pytest.approx(found, abs=0.01)
 
 
+def test_the_time_of_a_sparse_step_is_that_of_the_full_run():
+    ratio, low, high = FULL["step"]["sparse / dense"]
+    words = f"a sparse step takes {ratio + 1e-9:.2f} times as long ({low:.2f} to {high:.2f}"
+    assert words in claims.load()["32-sparse-then-dense"].measured and words in TEXT
+
+
 @pytest.mark.parametrize("arm", FULL["training"]["minus dense"])
 def test_the_text_tells_the_differences_of_the_full_run(arm):
     assert f"{abs(FULL['training']['minus dense'][arm]['mean'][0]):.2f}" in TEXT
