@@ -460,8 +460,8 @@ plots.lines(gains, x=range(0, 121, 20), title="Going on at a learning rate of 0.
             size=(8.4, 4), alt="Loss gained after 120 further steps, in thousandths of a nat: " + ", ".join(f"{way} {row[-1]:.1f}" for way, row in gains.items()) + ".")
 print("updates after which the bf16 weight was the same:", ", ".join(f"{way} {share:.0%}" for way, (_, share) in late.items() if way != "float32"))
 first, _ = master_weight_step(weight, 1e-5 * direction, {})
-print(f"your master after its first update: {(first.abs() < weight.abs()).float().mean():.0%} of the weights are nearer to zero than before, all together "
-      f"are {100 * (first.float().norm() / weight.float().norm() - 1):+.2f}% longer")
+print(f"your master after its first update: {(first.abs() < weight.abs()).float().mean():.0%} of the weights are nearer to zero than before, the length of all "
+      f"together has changed by {100 * (first.float().norm() / weight.float().norm() - 1):+.2f}%")
 
 # %% [markdown]
 # With bf16 weights training all but stands still, and the loss does not tell: it just looks flat, as if there were nothing more to learn.
@@ -902,14 +902,14 @@ claims.show("slip-backward-fp32", measured=", ".join(f"{name} {kind}" for name, 
 # %% [markdown]
 # The graded measurement: a linear layer of 2048 by 2048 for 1024 rows, against float32, with all conversions counted. Where neither the
 # processor nor a GPU has instructions for bf16, it is deferred. What can be gained depends on these: avx512_bf16 multiplies twice as many
-# pairs with an instruction as float32 does, so two is the limit there, and conversions take their part of it; wanted are 1.5. A matrix
-# unit (AMX, or a GPU's tensor cores) can give several times that. (About 10 seconds.)
+# pairs with an instruction as float32 does, so about two can be had there. Wanted are 1.5, because whatever else the machine does takes a
+# part of it. A matrix unit (AMX, or a GPU's tensor cores) can give several times that. (About 10 seconds.)
 
 # %%
 speed(mixed_linear)
 
 # %% [markdown]
-# When does it pay, and how far is it from what this machine can do? (About 20 seconds.)
+# When does it pay, and how far is it from what this machine can do? (About 15 seconds, with the training steps below.)
 #
 # **Predict:** at which size does bf16 begin to gain? And a whole training step, which does more than multiply: does it gain as much?
 
@@ -1030,7 +1030,8 @@ print(f"the alarm came {min(ahead)} to {max(ahead)} steps before the loss showed
 # Left: of the gain that float32 weights make, bf16 weights keep 96% at a rate of 10⁻³, 60% at 10⁻⁴ and 14% at 10⁻⁵; both cures keep it
 # whole. (The master's 107% at 10⁻⁵ are the one-time decay of section 5: it is cut off.) So low precision takes the larger *share* the later
 # it is. In nats it is the other way round: after the first 300 steps at 2·10⁻³ bf16 weights are 0.034 behind, at 10⁻⁵ they lose 0.007 more.
-# Right: ten of ten runs diverge if nothing is done, none is saved by other batches alone, and all ten by the old rate.
+# Right: ten of ten runs diverge if nothing is done, none is saved by other batches alone, and all ten by the old rate, with other batches or
+# with the same.
 
 # %% tags=["experiment"]
 claims.show("34-bf16-sums", measured="mean relative error of 4096 random terms: " + in_words({name: f"{row[-1]:.2%}" for name, row in errors.items()}))
@@ -1060,8 +1061,8 @@ claims.show("34-rollback", measured="see the optional exercise below")
 # same step (167 to 175 in float32, 151 to 174 in bf16, 164 to 175 stabilised). A step that is too long is too long in every format. fp16
 # has one more way to die: it overflowed in the attention scores of the layer whose inputs I made 200 times as large, where bf16 passed.
 #
-# The stabilisers help against the number that they are made for: with a constant of 256 in the residual bf16 ends at a loss of 4.65 and
-# float32 at 2.91; residual and LayerNorm in float32 bring back 2.91, scores and softmax nothing. A stabilised step takes 8% more time
+# The stabilisers help against the number that they are made for: with a constant of 256 in the residual bf16 ends at a loss of 4.37 and
+# float32 at 3.17; residual and LayerNorm in float32 bring back 3.17, scores and softmax nothing. A stabilised step takes 8% more time
 # than a bf16 step here (the interval reaches from nothing to 20%), so I can neither confirm 2% nor exclude it.
 
 # %% [markdown]
@@ -1078,7 +1079,8 @@ claims.show("34-rollback", measured="see the optional exercise below")
 # first sentence holds here, with the reservation that these runs were made to diverge.
 #
 # Going back saved nothing by itself: with other batches but the same growing rate 0 of 10 runs were saved, with the old rate 10 of 10.
-# The two branches differ in the rate alone, so it was the rate. Skipping batches can only help where a batch is the cause.
+# These two branches differ in the rate alone, so it was the rate; and with the old rate and the same batches 10 of 10 were saved as well,
+# so it was not the batches. Skipping them can only help where a batch is the cause.
 
 # %% [markdown]
 # ## Optional · `rollback`: go back, and take another way
@@ -1171,7 +1173,7 @@ else:
 #
 # $$r = \frac{\hat m}{\sqrt{\hat v} + \varepsilon} + \lambda\,\theta, \qquad \theta \leftarrow \theta - \eta\, \frac{\lVert\theta\rVert}{\lVert r\rVert}\, r.$$
 #
-# It was made for very large batches, and it is said to forgive learning rates. (About 12 seconds.)
+# It was made for very large batches, and it is said to forgive learning rates. (About 15 seconds.)
 #
 # **Predict:** over which range of rates does each of the two train, by factors of four?
 
