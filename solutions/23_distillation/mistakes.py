@@ -55,6 +55,14 @@ def one_maximum_for_all(logits, T=1.0):
     return e / e.sum(-1, keepdim=True)
 
 
+@mistake("softmax_T", caught_by="test_logits_of_any_size_give_probabilities")
+def power_of_the_softmax(logits, T=1.0):
+    """You take the softmax at T = 1 and raise it to the power 1/T. In exact numbers that is the same; but a probability that was too small for
+    float32 is zero before the power, and stays zero at every T. Divide the logits by T first."""
+    p = logits.softmax(-1) ** (1 / T)
+    return p / p.sum(-1, keepdim=True)
+
+
 @mistake("softmax_T", caught_by="test_gradients_pass_through_the_softmax")
 def without_gradient(logits, T=1.0):
     """The numbers are right, but no gradient passes: .detach(), .data or torch.no_grad() cuts the network off. Use plain tensor operations."""
@@ -142,6 +150,13 @@ def log_of_softmax(student_logits, teacher_logits, labels, T=4.0, alpha=0.9, bet
     return alpha * T**2 * (p * (p.log() - q.log())).sum(-1).mean() + beta * F.cross_entropy(student_logits, labels)
 
 
+@mistake("kd_loss", caught_by="test_the_small_network_learns_from_both_parts")
+def soft_part_cut_off(student_logits, teacher_logits, labels, T=4.0, alpha=0.9, beta=0.1):
+    """The value is right, but the soft part gives no gradient: the small network's logits are detached in it, so that it learns from the labels
+    alone. Detach nothing (the teacher's logits, if anything)."""
+    return alpha * T**2 * _kd(student_logits, teacher_logits, T).mean().detach() + beta * F.cross_entropy(student_logits, labels)
+
+
 # ---------------------------------------------------------------- kd_gradient
 
 def _limit(z, v):
@@ -216,6 +231,14 @@ def limit_without_the_classes(student_logits, teacher_logits, T):
     return T * _difference(student_logits, teacher_logits, T) / len(student_logits)
 
 
+@mistake("kd_gradient", caught_by="test_a_large_T_is_not_yet_infinite")
+def limit_too_early(student_logits, teacher_logits, T):
+    """At large T you return the limit, which is only nearly right there. T (q - p) / B holds for every finite T; take the limit for T = math.inf."""
+    if T > 100:
+        return _limit(student_logits, teacher_logits)
+    return T * _difference(student_logits, teacher_logits, T) / len(student_logits)
+
+
 # ---------------------------------------------------------------- pseudo_labels
 
 def _one_hot(logits):
@@ -279,6 +302,19 @@ def soft_at_temperature_one(logits, threshold=0.9, hard=True, T=1.0):
     return _targets(logits, hard, 1.0), logits.softmax(-1).amax(-1) >= threshold
 
 
+@mistake("pseudo_labels", caught_by="test_kept_is_what_the_network_is_sure_of")
+def only_above_the_threshold(logits, threshold=0.9, hard=True, T=1.0):
+    """You keep what lies above the threshold. What just reaches it is kept too: >=. (With a threshold of 1 you would keep nothing.)"""
+    return _targets(logits, hard, T), logits.softmax(-1).amax(-1) > threshold
+
+
+@mistake("pseudo_labels", caught_by="test_a_hard_target_is_one_at_the_best_guess")
+def ones_at_all_the_largest(logits, threshold=0.9, hard=True, T=1.0):
+    """Where two classes are equally likely your hard target has two ones, and its row adds up to 2. Take one of them: argmax."""
+    p = logits.softmax(-1)
+    return ((p == p.amax(-1, keepdim=True)).to(p.dtype) if hard else _targets(logits, hard, T)), p.amax(-1) >= threshold
+
+
 # ---------------------------------------------------------------- mixed_loss
 
 def _each(z_u, targets):
@@ -290,6 +326,21 @@ def mean_over_the_kept(z, labels, z_u, targets, keep, weight=1.0):
     """You divide by the number of images kept. At the start of a training that may be one, which then counts as much as a whole batch, or none, and
     0 / 0 is NaN. Divide by the number of all unlabelled images."""
     return F.cross_entropy(z, labels) + weight * (_each(z_u, targets) * keep).sum() / keep.sum()
+
+
+@mistake("mixed_loss", caught_by="test_the_labelled_and_the_kept_images_teach_together")
+def mean_over_the_kept_or_one(z, labels, z_u, targets, keep, weight=1.0):
+    """You divide by the number of images kept, with a guard against zero. There is no NaN then, but the one image that a network is sure of counts
+    as much as a whole batch. Divide by the number of all unlabelled images."""
+    return F.cross_entropy(z, labels) + weight * (_each(z_u, targets) * keep).sum() / keep.sum().clamp(min=1)
+
+
+@mistake("mixed_loss", caught_by="test_large_logits_of_either_batch_give_a_finite_loss")
+def logarithm_of_a_softmax(z, labels, z_u, targets, keep, weight=1.0):
+    """You take the logarithm of a softmax. Where a probability is too small for float32 it is zero, its logarithm minus infinity, and the loss
+    infinite or NaN. log_softmax computes the same and stays finite."""
+    each = -(targets * z_u.softmax(-1).log()).sum(-1)
+    return F.cross_entropy(z, labels) + weight * (each * keep).mean()
 
 
 @mistake("mixed_loss", caught_by="test_what_is_not_kept_teaches_nothing")
@@ -383,6 +434,13 @@ def projection_cut_off(student_map, teacher_map, projection):
     return (_projected(student_map, projection.detach()) - teacher_map).square().mean()
 
 
+@mistake("feature_loss", caught_by="test_the_projection_learns_with_the_network")
+def map_cut_off(student_map, teacher_map, projection):
+    """The value is right, but no gradient reaches the small network's map: only the projection would learn. Detach nothing (the teacher's map,
+    if anything)."""
+    return (_projected(student_map.detach(), projection) - teacher_map).square().mean()
+
+
 # ---------------------------------------------------------------- calibration_error
 
 def _gaps(probs, labels, bins):
@@ -405,7 +463,24 @@ def every_bin_counts_alike(probs, labels, bins=15):
 def gaps_with_their_signs(probs, labels, bins=15):
     """You add up the gaps with their signs. A network that is too sure in one bin and too modest in another would look calibrated. Take the size
     of each bin's gap."""
-    return abs(_gaps(probs, labels, bins)[0].sum().item()) / len(labels)
+    return _gaps(probs, labels, bins)[0].sum().item() / len(labels)
+
+
+@mistake("calibration_error", caught_by="test_the_error_is_the_gap_of_each_bin_weighed_with_its_share")
+def one_gap_for_all(probs, labels, bins=15):
+    """Your result is the gap between the share of right answers and the mean probability of all images. That comes out without bins, and also if
+    the bins' gaps are added with their signs. Sort into bins, and take the size of each bin's gap before you add."""
+    sure, best = probs.max(-1)
+    return abs(((best == labels).to(probs.dtype).mean() - sure.mean()).item())
+
+
+@mistake("calibration_error", caught_by="test_an_edge_belongs_to_the_bin_below_it")
+def edge_in_the_bin_above(probs, labels, bins=15):
+    """A probability on the edge between two bins is in the upper one with you. A bin is ((m - 1) / M, m / M]: its upper edge belongs to it, its
+    lower one does not."""
+    sure, best = probs.max(-1)
+    bin = (sure * bins).floor().long().clamp(max=bins - 1)
+    return torch.zeros(bins, dtype=probs.dtype).index_add(0, bin, (best == labels).to(probs.dtype) - sure).abs().sum().item() / len(labels)
 
 
 @mistake("calibration_error", caught_by="test_who_is_right_as_often_as_sure_has_no_error")
@@ -454,18 +529,18 @@ def squared_gaps(probs, labels, bins=15):
 
 # ---------------------------------------------------------------- deployed_net
 
-def _net(x, state, *, eps=1e-5, mean=True, root=True, stride=2, padding=True, relu=True, batch=False, relu_before=False, bias=True, pool="mean",
-         head_relu=False):
+def _net(x, state, *, eps=1e-5, mean=True, root=True, stride=2, padding=9, relu=True, batch=False, relu_before=False, bias=True, pool="mean",
+         head_relu=False, added="inside"):
     k = 0
     while f"convs.{k}.weight" in state:
         w = state[f"convs.{k}.weight"]
         gamma, beta, mu, var = (state[f"norms.{k}.{name}"] for name in ("weight", "bias", "running_mean", "running_var"))
-        x = F.conv2d(x, w, stride=stride, padding=w.shape[-1] // 2 if padding else 0)
+        x = F.conv2d(x, w, stride=stride, padding=min(w.shape[-1] // 2, padding))
         if relu_before:
             x = x.relu()
         if batch:
             mu, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
-        gain = gamma / ((var + eps).sqrt() if root else var + eps)
+        gain = gamma / (var.sqrt() + eps if added == "outside" else (var + eps).sqrt() if root else var + eps)
         x = (x - (mu if mean else 0 * mu).view(-1, 1, 1)) * gain.view(-1, 1, 1) + (beta if bias else 0 * beta).view(-1, 1, 1)
         x = x.relu() if relu and not relu_before else x
         k += 1
@@ -479,6 +554,43 @@ def statistics_of_the_batch(x, state):
     """You normalise with the mean and variance of the batch, as in training. Then an image's answer depends on its neighbours, and one alone is
     normalised with itself. Use running_mean and running_var."""
     return _net(x, state, batch=True)
+
+
+@mistake("deployed_net", caught_by="test_an_answer_does_not_depend_on_the_other_images")
+def batch_norm_in_training(x, state):
+    """You call batch_norm with training=True: it normalises with the mean and variance of the batch, and writes them into the running numbers that
+    it was given, in the state. In deployment it is training=False, which is its default."""
+    for k in range(sum(name.startswith("convs.") for name in state)):
+        w = state[f"convs.{k}.weight"]
+        mean, var, gamma, beta = (state[f"norms.{k}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+        x = F.batch_norm(F.conv2d(x, w, stride=2, padding=w.shape[-1] // 2), mean, var, gamma, beta, training=True).relu()
+    return F.linear(x.mean((2, 3)), state["head.weight"], state["head.bias"])
+
+
+@mistake("deployed_net", caught_by="test_logits_are_those_of_the_module_in_evaluation_mode")
+def without_eps(x, state):
+    """You divide by sqrt(running_var), without the 1e-5 in the root. Where a channel hardly varies it makes a difference, and where it does not vary
+    at all you divide by zero."""
+    return _net(x, state, eps=0.0)
+
+
+@mistake("deployed_net", caught_by="test_logits_are_those_of_the_module_in_evaluation_mode")
+def another_eps(x, state):
+    """Your eps is 1e-3. The network was trained with 1e-5, torch's own; where a channel hardly varies that makes a difference."""
+    return _net(x, state, eps=1e-3)
+
+
+@mistake("deployed_net", caught_by="test_logits_are_those_of_the_module_in_evaluation_mode")
+def eps_outside_of_the_root(x, state):
+    """You add 1e-5 to the standard deviation. BatchNorm adds it to the variance, in the root: sqrt(running_var + 1e-5)."""
+    return _net(x, state, added="outside")
+
+
+@mistake("deployed_net", caught_by="test_logits_are_those_of_the_module_in_evaluation_mode")
+def padded_by_one(x, state):
+    """Every convolution of yours is padded by 1. That is right for kernels of 3, but the first one is 5 wide and needs 2: half of each kernel,
+    weight.shape[-1] // 2."""
+    return _net(x, state, padding=1)
 
 
 @mistake("deployed_net", caught_by="test_logits_are_those_of_the_module_in_evaluation_mode")
@@ -505,7 +617,7 @@ def without_padding(x, state):
     """You do not pad the images. Each convolution is padded by half its kernel, padding=weight.shape[-1] // 2: 2 for the first, 1 for the
     others."""
     wide = F.pad(x, (8, 8, 8, 8)) if x.shape[-1] < 15 else x  # the smallest images would vanish
-    return _net(wide, state, padding=False)
+    return _net(wide, state, padding=0)
 
 
 @mistake("deployed_net", caught_by="test_logits_are_those_of_the_module_in_evaluation_mode")
@@ -667,3 +779,10 @@ def logits_handed_on(fit, labels, classes, rounds=3, T=1.0):
 def one_generation_too_few(fit, labels, classes, rounds=3, T=1.0):
     """You return one generation less than rounds. The one that learns from the labels is the first of them, and is returned too."""
     return _generations(fit, labels, classes, rounds, lambda targets, found: (found[-1] / T).softmax(-1))[1:]
+
+
+@mistake("born_again", caught_by="test_each_generation_learns_the_soft_answers_of_the_one_before")
+def one_training_too_many(fit, labels, classes, rounds=3, T=1.0):
+    """You call fit once more than there are generations, and drop what it returns. A training is expensive: one call for each generation, the first
+    of which learns the labels."""
+    return _generations(fit, labels, classes, rounds + 1, lambda targets, found: (found[-1] / T).softmax(-1))[:rounds]

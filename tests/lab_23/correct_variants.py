@@ -116,7 +116,8 @@ def labels_by_the_identity(logits, threshold=0.9, hard=True, T=1.0):
 def labels_in_float64(logits, threshold=0.9, hard=True, T=1.0):
     p = logits.double().softmax(-1)
     keep = (p >= threshold).any(1)
-    return ((p == p.amax(1, keepdim=True)).float() if hard else (logits.double() / T).softmax(-1)), keep
+    best = torch.arange(p.shape[1]) == p.argmax(1)[:, None]
+    return (best.float() if hard else (logits.double() / T).softmax(-1)), keep
 
 
 # ---------------------------------------------------------------- mixed_loss
@@ -181,11 +182,9 @@ def error_by_bucketize(probs, labels, bins=15):
 
 
 @variant("calibration_error")
-def error_with_lower_edges(probs, labels, bins=15):
-    """Whether an edge belongs to the bin below it or above is left open, except for the last one."""
+def error_by_searching(probs, labels, bins=15):
     sure, best = probs.max(1)
-    bin = (sure * bins).floor().long().clamp(max=bins - 1)
-    inside = F.one_hot(bin, bins).double()
+    inside = F.one_hot(torch.searchsorted(torch.arange(1, bins + 1) / bins, sure.float()).clamp(max=bins - 1), bins).double()
     count = inside.sum(0).clamp(min=1)
     gap = (inside * ((best == labels).double() - sure.double())[:, None]).sum(0) / count
     return (gap.abs() * inside.mean(0)).sum().item()
