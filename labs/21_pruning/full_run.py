@@ -2,7 +2,7 @@
 
 It runs the functions of the lab that lies beside it: the reference in the course's own repository, yours in a student's.
 Without PART all of them run: `single` (single weights, by five methods), `filters` (surgery, by four criteria), `digits`
-(the same on mnist5k), `rewinding` (finetuning against going back), and `speed`. About ten minutes of one core.
+(the same on mnist5k), `rewinding` (finetuning against going back), and `speed`. About a quarter of an hour of one core.
 """
 import functools
 import math
