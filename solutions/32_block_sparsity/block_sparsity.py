@@ -328,6 +328,24 @@ print("faster than the plain product up to a density of:", ", ".join(f"{name} {c
 # Both ways with blocks stay well above the limit, which is the blocks' arithmetic at the speed of a large dense
 # product. (The plain product meets it at density 1: there it is such a product.) What stands between is counted
 # under "How fast?".
+#
+# **Play.** A density and a block size of your own: the star is measured when you let a slider go. Which block size is
+# the smallest that still pays at a density of 0.1?
+
+# %% tags=["experiment"]
+def draw(density, log_b, x=x, times=times, densities=densities):  # bound here: the names are used again below
+    b = 2**log_b
+    w = random_sparse(*[len(x)] * 2, density, b)
+    took = milliseconds(bsr_matmul, to_bsr(w, b), x)
+    plain = milliseconds(torch.mm, w, x)
+    words = f"Blocks of {b} × {b}, density {density:.2g}: {plain / took:.1f} times as fast as the plain product"
+    fig, ax = plots.figure(size=(8.4, 4.2), alt=f"{words} ({took:.2g} and {plain:.2g} ms), as a star among the curves of the picture before.")
+    plots.lines({name: times[name] for name in ("plain product", "bsr_matmul, 64 × 64", "bsr_matmul, 16 × 16")}, x=densities, ax=ax, alt="",
+                logx=True, logy=True, title=words, xlabel="density", ylabel="time (ms)")
+    ax.plot(density, took, "*", color=plots.INK, markersize=15)
+    plots.show(fig)
+
+show(draw, density=Slider(0.02, 1, start=0.1, log=True, label="density"), log_b=Slider(3, 7, start=5, label="log₂ of the block size"))
 
 # %% [markdown]
 # ## 5 · `block_sparse_matmul`: the kernel
