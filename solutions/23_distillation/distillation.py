@@ -670,7 +670,7 @@ plots.bars({name: e[0] for name, e in calibration.items()}, intervals={name: e[1
 # %% [markdown]
 # The network that learnt from 720 labels knows quite well how good it is (3.2 points in the full run). That is not a
 # virtue of labels: with 360, learnt by heart in the same 300 steps, it is far too sure. And the network that learnt
-# the teacher's answers at $T = 4$ is better than both, and too sure as well (12.0 points).
+# the teacher's answers at $T = 4$ is better than both, and too sure as well (12 points).
 #
 # Why? The next thought would be that it has copied the certainty of a teacher that is right 98 times in 100. The
 # second picture contradicts: at $T = 1$, where the teacher's certainty itself is learnt, the error is 3.7 points, as
@@ -706,7 +706,7 @@ show(draw_errors, T=Slider(0.3, 3, start=1, step=0.05, label="temperature T"))
 # them I measured 60% at T = 4 against 50% with labels, and nothing at T = 1, where the small numbers are too small to
 # be heard. And it can carry a whole class: a network that had never seen a B recognised some of them from what the
 # teacher had said about other characters, and most of them after a bias that was found without test data. A network
-# that has learnt at T = 4 is too sure of itself, 12.0 points of calibration error against 3.2 with labels (full run).
+# that has learnt at T = 4 is too sure of itself, 12 points of calibration error against 3.2 with labels (full run).
 # It cannot have copied that from the teacher: at T = 1, where the teacher's own certainty is learnt, it is 3.7.
 
 # %% [markdown]
