@@ -1039,7 +1039,7 @@ claims.show("34-late-training", measured="gain of 120 steps at a rate of 0.00001
 claims.show("34-stabilisers", measured=f"the loss shows the divergence at step: {in_words(shown_at)}; a stabilised step takes "
             f"{times['stabilised / bf16']:.0f}% of the time of a bf16 step")
 claims.show("34-16bit-speed", measured=", ".join(f"{r.ratio:.1f} times at n = {n}" for n, r in measured.items()) + " (bf16 with conversions, against float32)")
-claims.show("34-thermometers", measured=f"{len(caught)} of {sum(shown is not None for _, shown in ends)} recorded runs warned of before the loss"
+claims.show("34-thermometers", measured=f"{len(caught)} of {sum(shown is not None for _, shown in ends)} recorded runs warned of in time"
             + (f", {caught[0][0]} to {caught[-1][0]} steps ahead" if caught else "") + f"; {false} false alarms")
 claims.show("34-rollback", measured="see the optional exercise below")
 
