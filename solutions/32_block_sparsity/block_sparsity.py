@@ -169,21 +169,21 @@ check(csr_spmv)
 
 # %% tags=["experiment"]
 torch.set_num_threads(1)  # from here on: fewer things that can differ between two measurements
-densities, x = [0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5], torch.randn(2048)
-times = {"plain product": [], "csr_spmv (yours)": [], "torch's CSR": []}
-for d in densities:
+spmv_densities, x = [0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5], torch.randn(2048)
+spmv_ms = {"plain product": [], "csr_spmv (yours)": [], "torch's CSR": []}
+for d in spmv_densities:
     w = random_sparse(2048, 2048, d)
     a = to_csr(w)
     of_torch = torch.sparse_csr_tensor(a["starts"], a["columns"], a["values"], a["shape"], check_invariants=False)
     for name, way, args in (("plain product", torch.mv, (w, x)), ("csr_spmv (yours)", csr_spmv, (a, x)), ("torch's CSR", torch.mv, (of_torch, x))):
-        times[name].append(milliseconds(way, *args))
-limit = [1e3 * 12 * d * 2048**2 / timing.memory_bandwidth("cpu") for d in densities]  # 4 + 8 bytes for each number
+        spmv_ms[name].append(milliseconds(way, *args))
+at_memory_speed = [1e3 * 12 * d * 2048**2 / timing.memory_bandwidth("cpu") for d in spmv_densities]  # 4 + 8 bytes for each number
 
 # %% tags=["experiment"]
-plots.lines(times | {"each number once, at the memory's speed": limit}, x=densities, logx=True, logy=True, size=(8.4, 4),
+plots.lines(spmv_ms | {"each number once, at the memory's speed": at_memory_speed}, x=spmv_densities, logx=True, logy=True, size=(8.4, 4),
             title="2048 × 2048 times a vector, one thread", xlabel="density", ylabel="time (ms)",
-            alt=f"Milliseconds at densities {densities}: {told(times)}.")
-print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(densities, row, times['plain product'])}" for name, row in list(times.items())[1:]))
+            alt=f"Milliseconds at densities {spmv_densities}: {told(spmv_ms)}.")
+print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(spmv_densities, row, spmv_ms['plain product'])}" for name, row in list(spmv_ms.items())[1:]))
 
 # %% [markdown]
 # The plain product reads its 16 MB whatever is in them. Both sparse products grow in proportion to the numbers that
@@ -302,21 +302,21 @@ check(bsr_matmul)
 # The matrix has its non-zeros in blocks of 64 × 64, and all ways get the same numbers. (About 10 seconds.)
 
 # %% tags=["experiment"]
-densities, size, n = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0], 1024, 256
-x, times = torch.randn(size, n), {"plain product": [], "bsr_matmul, 64 × 64": [], "bsr_matmul, 16 × 16": [], "torch's CSR": []}
-for d in densities:
-    w = random_sparse(size, size, d, 64)
+block_densities, side, n = [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0], 1024, 256
+x_256, block_ms = torch.randn(side, n), {"plain product": [], "bsr_matmul, 64 × 64": [], "bsr_matmul, 16 × 16": [], "torch's CSR": []}
+for d in block_densities:
+    w = random_sparse(side, side, d, 64)
     ways = {"plain product": (torch.mm, w), "bsr_matmul, 64 × 64": (bsr_matmul, to_bsr(w, 64)),
             "bsr_matmul, 16 × 16": (bsr_matmul, to_bsr(w, 16)), "torch's CSR": (torch.mm, w.to_sparse_csr())}
     for name, (way, stored) in ways.items():
-        times[name].append(milliseconds(way, stored, x))
+        block_ms[name].append(milliseconds(way, stored, x_256))
 
 # %% tags=["experiment"]
-limit = [1e3 * 2 * d * size**2 * n / timing.peak_flops("cpu") for d in densities]
-plots.lines(times | {"limit: arithmetic": limit}, x=densities, logx=True, logy=True, size=(8.4, 4.2), xlabel="density",
+limit = [1e3 * 2 * d * side**2 * x_256.shape[1] / timing.peak_flops("cpu") for d in block_densities]
+plots.lines(block_ms | {"limit: arithmetic": limit}, x=block_densities, logx=True, logy=True, size=(8.4, 4.2), xlabel="density",
             ylabel="time (ms)", title="1024 × 1024 weights in blocks of 64, 256 examples, one thread",
-            alt=f"Milliseconds at densities {densities}: {told(times)}.")
-print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(densities, row, times['plain product'])}" for name, row in list(times.items())[1:]))
+            alt=f"Milliseconds at densities {block_densities}: {told(block_ms)}.")
+print("faster than the plain product up to a density of:", ", ".join(f"{name} {crossing(block_densities, row, block_ms['plain product'])}" for name, row in list(block_ms.items())[1:]))
 
 # %% [markdown]
 # This is the picture from the beginning. The plain product takes the same time at every density. `bsr_matmul` grows
@@ -333,19 +333,19 @@ print("faster than the plain product up to a density of:", ", ".join(f"{name} {c
 # the smallest that still pays at a density of 0.1?
 
 # %% tags=["experiment"]
-def draw(density, log_b, x=x, times=times, densities=densities):  # bound here: the names are used again below
+def draw_star(density, log_b):
     b = 2**log_b
-    w = random_sparse(*[len(x)] * 2, density, b)
-    took = milliseconds(bsr_matmul, to_bsr(w, b), x)
-    plain = milliseconds(torch.mm, w, x)
+    w = random_sparse(*[len(x_256)] * 2, density, b)
+    took = milliseconds(bsr_matmul, to_bsr(w, b), x_256)
+    plain = milliseconds(torch.mm, w, x_256)
     words = f"Blocks of {b} × {b}, density {density:.2g}: {plain / took:.1f} times as fast as the plain product"
     fig, ax = plots.figure(size=(8.4, 4.2), alt=f"{words} ({took:.2g} and {plain:.2g} ms), as a star among the curves of the picture before.")
-    plots.lines({name: times[name] for name in ("plain product", "bsr_matmul, 64 × 64", "bsr_matmul, 16 × 16")}, x=densities, ax=ax, alt="",
+    plots.lines({name: block_ms[name] for name in ("plain product", "bsr_matmul, 64 × 64", "bsr_matmul, 16 × 16")}, x=block_densities, ax=ax, alt="",
                 logx=True, logy=True, title=words, xlabel="density", ylabel="time (ms)")
     ax.plot(density, took, "*", color=plots.INK, markersize=15)
     plots.show(fig)
 
-show(draw, density=Slider(0.02, 1, start=0.1, log=True, label="density"), log_b=Slider(3, 7, start=5, label="log₂ of the block size"))
+show(draw_star, density=Slider(0.02, 1, start=0.1, log=True, label="density"), log_b=Slider(3, 7, start=5, label="log₂ of the block size"))
 
 # %% [markdown]
 # ## 5 · `block_sparse_matmul`: the kernel
@@ -584,7 +584,7 @@ class BlockSparse(torch.autograd.Function):
 # %% tags=["experiment"]
 digits = data.digits()
 start = random_sparse(48, 64, 0.5, 16, seed=3) / 4
-mask, w = (start != 0).float(), to_bsr(start, 16)
+mask, stored_start = (start != 0).float(), to_bsr(start, 16)
 
 def learn_digits(product, weight, steps=20):
     """Training losses of 64 pixels -> 48 -> ReLU -> 10 classes; `product(weight, x)` is the first layer."""
@@ -606,7 +606,7 @@ curves = {"dense, masked": learn_digits(lambda weight, x: (weight * mask) @ x, s
 if missing := kernels.without_triton():
     print(missing)
 else:
-    curves["block-sparse, your kernels"] = learn_digits(lambda blocks, x: BlockSparse.apply(blocks, x, w), w["blocks"])
+    curves["block-sparse, your kernels"] = learn_digits(lambda blocks, x: BlockSparse.apply(blocks, x, stored_start), stored_start["blocks"])
     apart = max(abs(a - b) for a, b in zip(*curves.values()))
     print(f"largest difference of the losses: {apart:.1e} nats")
 fig, ax = plots.figure(size=(6.8, 3.8), alt=f"Training losses over 20 steps, from the first to the last: {', '.join(f'{n} {c[0]:.2f} to {c[-1]:.2f}' for n, c in curves.items())}.")
@@ -775,12 +775,12 @@ def greedy_mask_4x4(w):
 
 w = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
 masks = {"the larger half": prune_unstructured(w) != 0, "2:4": prune_2_4(w) != 0, "best of the 90": transposable_mask_4x4(w), "greedy": greedy_mask_4x4(w)}
-left = {name: (100 * w[mask].abs().sum() / w.abs().sum()).item() for name, mask in masks.items()}
+left_of_masks = {name: (100 * w[mask].abs().sum() / w.abs().sum()).item() for name, mask in masks.items()}
 cost = {"best of the 90": milliseconds(transposable_mask_4x4, w), "greedy": milliseconds(greedy_mask_4x4, w), "a product W X, 512 examples": milliseconds(torch.mm, w, torch.randn(512, 512))}
 
 # %% tags=["experiment"]
-fig, (a, b) = plots.figure(columns=2, size=(10.6, 3.2), alt=f"Left: share of the magnitude that is left, in per cent: {told(left)}. Right: milliseconds for a 512 × 512 matrix: {told(cost)}.")
-plots.bars(left, ax=a, alt="", title="What is left", xlabel="magnitude (%)", form="{:.1f}")
+fig, (a, b) = plots.figure(columns=2, size=(10.6, 3.2), alt=f"Left: share of the magnitude that is left, in per cent: {told(left_of_masks)}. Right: milliseconds for a 512 × 512 matrix: {told(cost)}.")
+plots.bars(left_of_masks, ax=a, alt="", title="What is left", xlabel="magnitude (%)", form="{:.1f}")
 plots.bars(cost, ax=b, alt="", title="What the choice costs, one thread", xlabel="time (ms)", form="{:,.3g}")
 plots.show(fig)
 
@@ -996,12 +996,12 @@ else:
 # *My prediction:*
 
 # %% tags=["experiment"]
-densities, examples = [0.01, 0.03, 0.1, 0.3], [1, 16, 128, 512]
+map_densities, examples = [0.01, 0.03, 0.1, 0.3], [1, 16, 128, 512]
 
 def map_of_times(b):
     """Milliseconds of the three for each density and number of examples; zeros in blocks of b."""
     found = {}
-    for d in densities:
+    for d in map_densities:
         w = random_sparse(1024, 1024, d, b)
         ways = {"plain": (torch.mm, w), "CSR": (torch.mm, w.to_sparse_csr()), "BSR": (bsr_matmul, to_bsr(w, 64))}
         for n in examples:
@@ -1017,13 +1017,13 @@ def draw_map(ax, found, title):
     names = ["plain", "CSR", "BSR"]
     for (d, n), times in found.items():
         winner = min(times, key=times.get)
-        x, y = examples.index(n), densities.index(d)
+        x, y = examples.index(n), map_densities.index(d)
         ax.add_patch(plots.matplotlib.patches.Rectangle((x, y), 1, 1, facecolor=("#C8C8C8", plots.PALETTE[1], plots.PALETTE[4])[names.index(winner)], edgecolor="white"))
         gain = times["plain"] / times[winner]
         ax.annotate(winner + (f"\n{gain:.1f}×" if winner != "plain" else ""), (x + 0.5, y + 0.5), ha="center", va="center", fontsize=9, color="#111111")
-    ax.set(xlim=(0, len(examples)), ylim=(0, len(densities)), xlabel="examples (columns of X)", ylabel="density")
+    ax.set(xlim=(0, len(examples)), ylim=(0, len(map_densities)), xlabel="examples (columns of X)", ylabel="density")
     ax.set_xticks([i + 0.5 for i in range(len(examples))], [str(n) for n in examples])
-    ax.set_yticks([i + 0.5 for i in range(len(densities))], [str(d) for d in densities])
+    ax.set_yticks([i + 0.5 for i in range(len(map_densities))], [str(d) for d in map_densities])
     ax.set_title(title, loc="left", **plots.TITLE)
     ax.grid(visible=False)
 
@@ -1400,21 +1400,21 @@ check(dia_spmv)
 
 # %% tags=["experiment"]
 formats = {"COO": (to_coo, coo_spmv), "CSR": (to_csr, csr_spmv), "ELL": (to_ell, ell_spmv), "DIA": (to_dia, dia_spmv)}
-x, spmv_times, sizes = torch.randn(2000), {}, {}
+x, spmv_times, format_mb = torch.randn(2000), {}, {}
 for kind, w in matrices.items():
     for name, (store, multiply) in formats.items():
         try:
             a = store(w)
-            spmv_times.setdefault(kind, {})[name], sizes.setdefault(kind, {})[name] = milliseconds(multiply, a, x), stored_bytes(a) / 1e6
+            spmv_times.setdefault(kind, {})[name], format_mb.setdefault(kind, {})[name] = milliseconds(multiply, a, x), stored_bytes(a) / 1e6
         except Exception as error:
             why = "not written yet" if isinstance(error, NotImplementedError) else f"{store.__name__} or {multiply.__name__} raises {type(error).__name__} ({error})"
             print(f"{kind}, {name}: {why}; left out.")
 
 # %% tags=["experiment"]
 fig, (a, b) = plots.figure(columns=2, size=(11, 4.2), alt="Milliseconds of a product with a vector, and megabytes. " + " ".join(
-    f"{kind}: {told(row)}, and {told(sizes[kind])}." for kind, row in spmv_times.items()))
+    f"{kind}: {told(row)}, and {told(format_mb[kind])}." for kind, row in spmv_times.items()))
 plots.bars(spmv_times, ax=a, alt="", log=True, title="2000 × 2000, 15 numbers a row on average", xlabel="time (ms), one thread", form="{:,.3g}")
-plots.bars(sizes, ax=b, alt="", log=True, title="Bytes, indices in int64", xlabel="MB", form="{:.2g}")
+plots.bars(format_mb, ax=b, alt="", log=True, title="Bytes, indices in int64", xlabel="MB", form="{:.2g}")
 plots.show(fig)
 
 # %% [markdown]
