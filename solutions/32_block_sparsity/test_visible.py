@@ -38,6 +38,17 @@ def fresh() -> torch.Generator:
     return torch.Generator().manual_seed(torch.initial_seed())
 
 
+def timed(function: Callable, *args, enough: float) -> tuple:
+    """(result, seconds), of the first of three calls that is quick enough, else of the last: on a busy machine a quick one may have to wait."""
+    for _ in range(3):
+        begin = time.perf_counter()
+        result = function(*args)
+        seconds = time.perf_counter() - begin
+        if seconds < enough:
+            break
+    return result, seconds
+
+
 def normal(shape: tuple[int, ...], random: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
 
@@ -159,9 +170,7 @@ def test_a_hundred_thousand_rows_need_no_loop(student):
     a = {"values": torch.randn(z, generator=random), "columns": columns, "starts": starts, "shape": (m, 51)}
     x = torch.randn(51, generator=random)
     x[50] = math.inf    # where the matrix has no number
-    begin = time.perf_counter()
-    y = student.csr_spmv(a, x)
-    seconds = time.perf_counter() - begin
+    y, seconds = timed(student.csr_spmv, a, x, enough=0.4)
     expected = torch.zeros(m).index_add(0, torch.repeat_interleave(torch.arange(m), lengths), a["values"] * x[columns])
     assert_that(not isinstance(y, Tensor) or not bool(y.isnan().any()),
                 "y is NaN: x is infinite in a column where the matrix has no number, and 0 times infinity is NaN. The zeros are multiplied too.")
@@ -823,9 +832,8 @@ def spmv_that_loses_digits_or_multiplies_zeros(student):
 def many_rows_at_once(student):
     m = 30_000
     a = {"values": torch.ones(m), "columns": torch.zeros(m, dtype=torch.int64), "starts": torch.arange(m + 1), "shape": (m, 1)}
-    begin = time.perf_counter()
-    y = attempt(student.csr_spmv, a, torch.ones(1))
-    return "fast" if time.perf_counter() - begin < 0.06 else "slow", y if type(y) is str else y.sum()
+    y, seconds = timed(attempt, student.csr_spmv, a, torch.ones(1), enough=0.1)
+    return y if type(y) is str else ("fast" if seconds < 0.1 else "slow", y.sum())
 
 
 @probe("to_bsr")
