@@ -1,7 +1,7 @@
 """A small transformer whose every result passes through a chosen number format, for lab 34.
 
     net = precision.Rounded(models.Transformer(...), torch.bfloat16, keep={"residual"})
-    run = precision.train(net, text, steps=300, lr=1e-3, apply=bf16_update)
+    run = precision.Trainer(net, text, lr=1e-3, apply=bf16_update).run(0, 300)
 
 `Rounded` computes each operation in float32 and rounds what comes out to the format, and the gradient that comes back as
 well: this is what kernels for 16 bits do, which add up in float32 registers. So every format costs the same time here,
