@@ -776,6 +776,7 @@ plots.bars({name: v[0] for name, v in back.items()}, intervals={name: tuple(v[1:
 
 # %% [markdown]
 # The weights of step 100 are as good a start as the trained ones: what the other 1100 steps did for the network is in the masks.
+# (In the course's run all three seeds end at 96.6%; that they agree so well is chance.)
 # The weights of the start, with the same masks, end about two points below, and new ones far behind. So a mask fits the weights
 # that it was made with, and those had found their direction early. That is what is left of the *lottery ticket* here: the
 # masks alone are not enough.
