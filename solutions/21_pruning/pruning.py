@@ -641,8 +641,8 @@ plots.show(fig)
 speed(prune_filters)
 
 # %% [markdown]
-# Why masked filters, and not zeros here and there? Because to the processor it is all the same: it multiplies zeros as fast as
-# anything. The next picture has both, with batches of 1, 32 and 256 images. (About 15 seconds.)
+# Masked filters are zeros in whole channels; pruned weights are zeros here and there. The next picture has both beside the small
+# network, with batches of 1, 32 and 256 images. (About 15 seconds.)
 #
 # **Predict:** with a quarter of the multiply–adds left, how many times faster is the small network at each of the three sizes
 # of batch? And the network with three quarters of its weights zero?
@@ -684,7 +684,7 @@ print(f"256 images: dense {1e3 * largest.baseline_seconds:.1f} ms, half of the f
 # And both networks are far above the limit: it is that of the product of two large matrices, and a convolution of few channels
 # and small images is not one.
 #
-# (`timing.keep_memory` in the first cell matters here. Without it the C library gives a layer's result back to the system as soon
+# (`timing.keep_memory`, in the cell that loads the network, matters here. Without it the C library gives a layer's result back to the system as soon
 # as it is not needed any more, and gets the memory for the next one anew, page by page. That can take longer than the arithmetic,
 # and the large network, whose results are larger, suffers more: the ratios would be those of the system. Leave the line out,
 # restart, and see.)
@@ -744,7 +744,8 @@ plots.bars(cost, title="Filters: points lost after 200 steps (mean of three seed
 longer = full["filters"]["longer"]
 print(f"half of the filters after 600 steps: {longer[0]:.1f} points lost ({longer[1]:.1f} to {longer[2]:.1f})")
 for name, row in full["digits"]["methods"].items():
-    print(f"mnist5k, {name}: " + ", ".join(f"{v[0]:.1f} points lost ({v[1]:.1f} to {v[2]:.1f}) with {f} times fewer weights" for f, v in row["loss"].items()))
+    print(f"mnist5k, {name}: " + ", ".join(f"{v[0]:.1f} points lost ({v[1]:.1f} to {v[2]:.1f}) with {f} times fewer weights" for f, v in row["loss"].items())
+          + f"; half a point at {row['half a point'][0]:.1f}")
 
 # %% [markdown]
 # How much smaller depends on how one chooses. With all weights in one order half a point buys about seven times fewer (the
