@@ -281,7 +281,7 @@ def assert_least_error(student, x: Tensor, bits: int) -> None:
                                     f"{f * full[0]:.4g} ... {f * full[1]:.4g}, {f:g} times the whole range, has {best:.4g}.")
 
 
-@exercise("calibrate", points=6)
+@exercise("calibrate", points=5)
 @few
 @example(random=torch.Generator(), bits=2)
 @given(random=generators(), bits=st.sampled_from([2, 3, 4]))
@@ -289,6 +289,15 @@ def test_mse_finds_the_shrunk_range_with_the_least_squared_error(student, random
     """For each factor 0.01, 0.02, ..., 1.00: shrink the min-max range, quantise, dequantise, take the mean square of the
     difference to x; return the range with the least. The number of bits decides how much is cut off."""
     assert_least_error(student, values(random), bits)
+
+
+@exercise("calibrate", points=1)
+def test_the_whole_range_is_among_those_that_mse_tries(student):
+    """f = 1.00 is the last of the factors. Numbers that lie on the grid already lose nothing with it, and something with any other."""
+    for bits in (2, 3, 4):
+        low, high = -2.0 ** (bits - 1), 2.0 ** (bits - 1) - 1
+        got = range_of(student, torch.arange(low, high + 1), bits=bits, method="mse")
+        assert_close(got, (low, high), f"the range of the {bits}-bit integers", rtol=1e-3)
 
 
 @exercise("calibrate", points=1)
@@ -625,14 +634,14 @@ def test_a_channel_without_signal_or_without_weight_is_left_alone(student, rando
 
 
 @exercise("triton_int8_matmul", points=0, requires=kernels.without_triton)
-@few
-@given(random=generators(), shape=st.sampled_from([(64, 64, 64), (3, 70, 65), (65, 130, 2), (1, 1, 1)]))
-def test_the_kernel_gives_the_product_of_the_integers(student, random, shape):
+@settings(max_examples=2)
+@given(random=generators())
+def test_the_kernel_gives_the_product_of_the_integers(student, random):
     """Walk along k in steps of BK, load a tile of a [BM, BK] and one of b [BK, BN], add their tl.dot to the sums. Masks for rows,
     columns and k: none of them is a multiple of 64."""
-    m, k, n = shape
-    a, b = codes((m, k), random), codes((k, n), random)
-    assert_close(student.triton_int8_matmul(a, b), (a.long() @ b.long()).to(torch.int32), "a @ b")
+    for m, k, n in ((64, 64, 64), (3, 70, 65), (65, 130, 2), (1, 1, 1)):
+        a, b = codes((m, k), random), codes((k, n), random)
+        assert_close(student.triton_int8_matmul(a, b), (a.long() @ b.long()).to(torch.int32), "a @ b")
 
 
 # ---------------------------------------------------------------- bytes, and time
