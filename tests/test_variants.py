@@ -9,6 +9,7 @@ from autograder.source import load_lab_source, reference_namespace
 from course.spec.load import load
 from course.spec.run import run, warm_up
 from course.spec.student import Local, Student
+from variants import marked
 
 ROOT = Path(__file__).resolve().parent.parent
 LABS = sorted(path.parent.name.removeprefix("lab_") for path in ROOT.glob("tests/lab_*/correct_variants.py"))
@@ -26,7 +27,7 @@ def variants(number: str) -> dict[str, list]:
     spec = importlib.util.spec_from_file_location(f"lab_{number}_variants", ROOT / f"tests/lab_{number}/correct_variants.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.VARIANTS
+    return marked(module)
 
 
 @cache

@@ -1,21 +1,11 @@
-"""Right answers to lab 11 that are written otherwise than the reference: every one must get full marks.
-
-A lesson for whoever changes the tests: only what a docstring promises may be asked for.
-"""
+"""Right answers to lab 11 that are written otherwise than the reference: every one must get full marks."""
 from __future__ import annotations
 
 import math
 
 import torch
 
-VARIANTS: dict[str, list] = {}
-
-
-def variant(exercise: str):
-    def mark(function):
-        VARIANTS.setdefault(exercise, []).append(function)
-        return function
-    return mark
+from variants import variant
 
 
 # ---------------------------------------------------------------- sgd_step

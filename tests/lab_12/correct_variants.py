@@ -1,7 +1,4 @@
-"""Right answers to lab 12 that are written otherwise than the reference: every one must get full marks.
-
-A lesson for whoever changes the tests: only what a docstring promises may be asked for.
-"""
+"""Right answers to lab 12 that are written otherwise than the reference: every one must get full marks."""
 from __future__ import annotations
 
 import torch
@@ -9,15 +6,7 @@ import torch.nn.functional as F
 
 from course.device import default_device
 from course.kernels import tl, triton
-
-VARIANTS: dict[str, list] = {}
-
-
-def variant(exercise: str):
-    def mark(function):
-        VARIANTS.setdefault(exercise, []).append(function)
-        return function
-    return mark
+from variants import variant
 
 
 # ---------------------------------------------------------------- batch_norm

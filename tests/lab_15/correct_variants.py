@@ -8,14 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy import optimize
 
-VARIANTS: dict[str, list] = {}
-
-
-def variant(exercise: str):
-    def mark(function):
-        VARIANTS.setdefault(exercise, []).append(function)
-        return function
-    return mark
+from variants import variant
 
 
 # ---------------------------------------------------------------- per_example_gradients

@@ -6,14 +6,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-VARIANTS: dict[str, list] = {}
-
-
-def variant(exercise: str):
-    def mark(function):
-        VARIANTS.setdefault(exercise, []).append(function)
-        return function
-    return mark
+from variants import variant
 
 
 # ---------------------------------------------------------------- magnitude_mask, global_magnitude_masks
