@@ -43,6 +43,14 @@ def threshold_that_keeps_its_equals(weight, sparsity):
     return size >= size.flatten().sort().values[k] if k < weight.numel() else torch.zeros_like(weight, dtype=torch.bool)
 
 
+@mistake("magnitude_mask", caught_by="test_equal_weights_are_counted_one_by_one")
+def largest_as_threshold_of_none(weight, sparsity):
+    """With a sparsity of 0 you prune everything: the threshold sorted[k - 1] is then sorted[-1], the largest. And a threshold takes all equal
+    weights together. Sort, and take the first k of the order: then k = 0 needs no special case."""
+    size = weight.abs()
+    return size > size.flatten().sort().values[round(sparsity * weight.numel()) - 1]
+
+
 @mistake("magnitude_mask", caught_by="test_the_smallest_weights_go_whatever_their_sign")
 def ordered_with_their_sign(weight, sparsity):
     """You order the weights with their sign, so that the large negative ones go first. Order them by |w|."""
@@ -114,6 +122,22 @@ def one_threshold_for_all(weights, sparsity):
     return [w.abs() > (sizes[k - 1] if k else -1) for w in weights]
 
 
+@mistake("global_magnitude_masks", caught_by="test_equal_weights_in_different_tensors_are_counted_one_by_one")
+def one_threshold_that_keeps_its_equals(weights, sparsity):
+    """You compare with one threshold, and all weights that are as large as it stay. With many equal weights too few are pruned, perhaps none. Take the
+    first k of the sorted order of all weights."""
+    k, sizes = round(sparsity * sum(w.numel() for w in weights)), _joined(weights).abs().sort().values
+    return [w.abs() >= (sizes[k] if k < len(sizes) else math.inf) for w in weights]
+
+
+@mistake("global_magnitude_masks", caught_by="test_sparsity_zero_keeps_all_weights_and_one_keeps_none")
+def largest_as_one_threshold_of_none(weights, sparsity):
+    """With a sparsity of 0 you prune everything: the threshold sorted[k - 1] is then sorted[-1], the largest. And a threshold takes all equal
+    weights together. Take the first k of the sorted order of all weights: then k = 0 needs no special case."""
+    sizes = _joined(weights).abs().sort().values
+    return [w.abs() > sizes[round(sparsity * len(sizes)) - 1] for w in weights]
+
+
 @mistake("global_magnitude_masks", caught_by="test_no_weight_is_pruned_while_a_smaller_one_stays_in_any_tensor")
 def joined_with_their_sign(weights, sparsity):
     """You order the weights with their sign, so that the large negative ones go first. Order them by |w|."""
@@ -165,6 +189,30 @@ def velocity_not_masked(param, grad, state, mask, lr=0.1, momentum=0.9, weight_d
     v too, before you put it into the state."""
     v = momentum * state.get("v", 0.0) + grad + weight_decay * param
     return mask * (param - lr * v), {"v": v}
+
+
+@mistake("masked_step", caught_by="test_a_weight_that_comes_back_starts_from_rest")
+def past_of_the_velocity_not_masked(param, grad, state, mask, lr=0.1, momentum=0.9, weight_decay=0.0):
+    """You mask the parameter, and of the velocity only what is new. What it had before the weight was pruned waits in the state, and moves
+    the weight as soon as the mask lets it come back. Mask all of it: v = mask * (momentum * v + g)."""
+    v = momentum * state.get("v", 0.0) + mask * (grad + weight_decay * param)
+    return mask * (param - lr * v), {"v": v}
+
+
+@mistake("masked_step", caught_by="test_a_weight_that_comes_back_starts_from_rest")
+def gradient_and_parameter_masked(param, grad, state, mask, lr=0.1, momentum=0.9, weight_decay=0.0):
+    """You mask the parameter and the gradient, and the velocity not. It waits in the state, and moves the weight as soon as the mask lets it
+    come back. Mask all of v: mask * (momentum * v + grad + weight_decay * param)."""
+    v = momentum * state.get("v", 0.0) + mask * grad + weight_decay * param
+    return mask * (param - lr * v), {"v": v}
+
+
+@mistake("masked_step", caught_by="test_the_learning_rate_is_that_of_the_step")
+def learning_rate_in_the_velocity(param, grad, state, mask, lr=0.1, momentum=0.9, weight_decay=0.0):
+    """You put the learning rate into the velocity. When it falls, the steps of the past then go on with their old, larger rates. The
+    velocity is a sum of gradients: multiply it by this step's rate when the parameter moves."""
+    v = mask * (momentum * state.get("v", 0.0) + lr * (grad + weight_decay * param))
+    return mask * (param - v), {"v": v}
 
 
 @mistake("masked_step", caught_by="test_pruned_weights_are_zero_after_every_step")
@@ -225,19 +273,19 @@ def _way(step, begin, end):
     return min(max((step - begin) / (end - begin), 0.0), 1.0)
 
 
-@mistake("cubic_sparsity", caught_by="test_the_curve_is_zhu_and_guptas_between_begin_and_end")
+@mistake("cubic_sparsity", caught_by="test_what_is_left_of_the_way_shrinks_with_the_third_power")
 def a_straight_line(step, begin, end, final, initial=0.0):
     """Your sparsity rises in a straight line. What is left of the way shrinks with the third power of 1 - t."""
     return initial + (final - initial) * _way(step, begin, end)
 
 
-@mistake("cubic_sparsity", caught_by="test_the_curve_is_zhu_and_guptas_between_begin_and_end")
+@mistake("cubic_sparsity", caught_by="test_what_is_left_of_the_way_shrinks_with_the_third_power")
 def slow_at_first(step, begin, end, final, initial=0.0):
     """You take t**3: slow at first and fast at last, the wrong way round. It is (1 - t)**3 that shrinks."""
     return initial + (final - initial) * _way(step, begin, end) ** 3
 
 
-@mistake("cubic_sparsity", caught_by="test_the_curve_is_zhu_and_guptas_between_begin_and_end")
+@mistake("cubic_sparsity", caught_by="test_what_is_left_of_the_way_shrinks_with_the_third_power")
 def squared(step, begin, end, final, initial=0.0):
     """You take the square of 1 - t. The exponent is 3."""
     return final + (initial - final) * (1 - _way(step, begin, end)) ** 2
@@ -261,13 +309,13 @@ def zero_before_begin(step, begin, end, final, initial=0.0):
     return 0.0 if step < begin else final + (initial - final) * (1 - _way(step, begin, end)) ** 3
 
 
-@mistake("cubic_sparsity", caught_by="test_the_curve_is_zhu_and_guptas_between_begin_and_end")
+@mistake("cubic_sparsity", caught_by="test_what_is_left_of_the_way_shrinks_with_the_third_power")
 def initial_forgotten(step, begin, end, final, initial=0.0):
     """You begin at 0 whatever `initial` is. The way goes from `initial` to `final`."""
     return final * (1 - (1 - _way(step, begin, end)) ** 3)
 
 
-@mistake("cubic_sparsity", caught_by="test_the_curve_is_zhu_and_guptas_between_begin_and_end")
+@mistake("cubic_sparsity", caught_by="test_what_is_left_of_the_way_shrinks_with_the_third_power")
 def counted_from_zero(step, begin, end, final, initial=0.0):
     """You divide step by end, as if the way began at step 0. It begins at `begin`: t = (step - begin) / (end - begin)."""
     return initial if step < begin else final + (initial - final) * (1 - _way(step, 0, end)) ** 3
@@ -315,6 +363,21 @@ def always_four_bytes_a_place(n, kept, value_bytes=4):
 def width_by_the_kept_ones(n, kept, value_bytes=4):
     """You choose the width of a place by the number of kept numbers. A place can be any of 0 ... n - 1, however few are kept."""
     width = next(width for width in (1, 2, 4, 8) if kept <= 256**width)
+    return _table(n, kept, value_bytes, index=kept * (value_bytes + width))
+
+
+@mistake("storage_bytes", caught_by="test_a_place_has_as_many_bytes_as_it_needs_and_no_more")
+def places_of_three_bytes(n, kept, value_bytes=4):
+    """You take three bytes where two are not enough. A place is an integer of 1, 2, 4 or 8 bytes, as a processor has them: the next after two is
+    four."""
+    return _table(n, kept, value_bytes, index=kept * (value_bytes + max(1, ((n - 1).bit_length() + 7) // 8)))
+
+
+@mistake("storage_bytes", caught_by="test_a_place_has_as_many_bytes_as_it_needs_and_no_more")
+def a_bit_for_the_sign(n, kept, value_bytes=4):
+    """You keep a bit of each place for a sign, and need two bytes from 129 places on. Places are never negative: one byte can name 256 of them,
+    two 65536."""
+    width = next(width for width in (1, 2, 4, 8) if n <= 256**width // 2)
     return _table(n, kept, value_bytes, index=kept * (value_bytes + width))
 
 
@@ -538,6 +601,12 @@ def inputs_by_position(state, keep):
     return small
 
 
+@mistake("prune_filters", caught_by="test_filters_come_in_the_order_in_which_keep_lists_them")
+def filters_in_rising_order(state, keep):
+    """Your filters come in rising order, whatever the order in `keep`. Index with keep[k] as it is, neither sorted nor made into a mask."""
+    return _cut(state, keep, rows=lambda k, rows, size: rows.sort().values)
+
+
 # ---------------------------------------------------------------- sensitivity
 
 def _sensitivity(accuracy, weights, sparsities, given, value=lambda a: a):
@@ -664,3 +733,17 @@ def temperature_in_evaluation(log_alpha, u, beta=2 / 3, gamma=-0.1, zeta=1.1):
 def noise_in_evaluation(log_alpha, u, beta=2 / 3, gamma=-0.1, zeta=1.1):
     """Your gate for the evaluation has the noise u in it. It must be the same at each call: sigmoid(log_alpha), stretched and clamped."""
     return _gate(log_alpha, u, beta, gamma, zeta, fixed=_gate(log_alpha, u, beta, gamma, zeta)[0])
+
+
+@mistake("hard_concrete_gate", caught_by="test_the_stretch_may_be_any")
+def stretch_of_the_paper_only(log_alpha, u, beta=2 / 3, gamma=-0.1, zeta=1.1):
+    """You stretch from -0.1 to 1.1 whatever `gamma` and `zeta` are. Use the arguments, in all three results."""
+    return _gate(log_alpha, u, beta, -0.1, 1.1)
+
+
+@mistake("hard_concrete_gate", caught_by="test_the_gradient_of_the_sample_reaches_log_alpha")
+def sample_detached(log_alpha, u, beta=2 / 3, gamma=-0.1, zeta=1.1):
+    """No gradient goes from your sample to log_alpha: it was cut off, by detach(), item() or no_grad(). Then nothing can be learned from the loss.
+    Compute the sample with operations on tensors."""
+    z, p, fixed = _gate(log_alpha, u, beta, gamma, zeta)
+    return z.detach(), p, fixed

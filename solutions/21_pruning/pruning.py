@@ -206,7 +206,7 @@ show(draw, sparsity=Slider(0, 0.98, start=0.7, step=0.02, label="sparsity"))
 #
 # Both need the mask: the weight, since one that was pruned just now still has its old value; and the velocity, since it would
 # move the weight on, or wait in the state until the mask changes. As in lab 11 the state is a dict, empty before the first
-# step.
+# step. Nothing that the function is given may be changed, neither the tensors nor the state: return new ones.
 #
 # **Predict:** at a sparsity of 90% hardly an image is read correctly. How far do 100 steps bring the network back? (An epoch has
 # 156 steps.) And with an *ordinary* step: how many of the pruned weights would still be zero after one step?
@@ -217,8 +217,8 @@ show(draw, sparsity=Slider(0, 0.98, start=0.7, step=0.02, label="sparsity"))
 # %%
 def masked_step(param: Float[Tensor, "*shape"], grad: Float[Tensor, "*shape"], state: State, mask: Bool[Tensor, "*shape"], lr: float = 0.1,
                 momentum: float = 0.9, weight_decay: float = 0.0) -> tuple[Tensor, State]:
-    """One step of torch.optim.SGD with momentum and weight decay for the weights whose mask is True. The others are zero
-    afterwards, and so is their velocity: one that comes back later starts from zero, at rest."""
+    """One step of torch.optim.SGD with momentum and weight decay for the weights whose mask is True: the new parameter and the
+    new state. The others are zero afterwards, and so is their velocity: one that comes back later starts from zero, at rest."""
     ### BEGIN SOLUTION
     v = mask * (momentum * state.get("v", 0.0) + grad + weight_decay * param)
     return mask * (param - lr * v), {"v": v}
@@ -289,8 +289,8 @@ print(f"after one step without the masks {still:.1%} of the pruned weights are s
 
 # %%
 def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
-    """The sparsity at `step`: `initial` up to step `begin`, `final` from step `end` on, and between them the cubic curve (Zhu & Gupta
-    2017, equation 1)."""
+    """The sparsity at `step`, a Python float: `initial` up to step `begin`, `final` from step `end` on, and between them the
+    cubic curve (Zhu & Gupta 2017, equation 1)."""
     ### BEGIN SOLUTION
     t = min(max((step - begin) / (end - begin), 0.0), 1.0)
     return final + (initial - final) * (1 - t) ** 3
@@ -584,9 +584,10 @@ plots.show(fig)
 
 # %%
 def prune_filters(state: State, keep: list[Int[Tensor, "kept"]]) -> State:
-    """The small network, with the same names: of convolution k only the filters keep[k], in their order (Li et al. 2017, section 3).
-    It computes what `state` computes with the other filters masked. `state` has convs.{k}.weight [o, i, 3, 3],
-    norms.{k}.weight, .bias, .running_mean, .running_var [o] for each k, head.weight [classes, o of the last] and head.bias."""
+    """The small network, with the same names: of convolution k only the filters keep[k], in the order in which keep[k] lists them
+    (Li et al. 2017, section 3). It computes what `state` computes with the other filters masked. `state` has
+    convs.{k}.weight [o, i, 3, 3], norms.{k}.weight, .bias, .running_mean, .running_var [o] for each k,
+    head.weight [classes, o of the last] and head.bias."""
     ### BEGIN SOLUTION
     small = dict(state)
     for k, stay in enumerate(keep):

@@ -50,29 +50,7 @@ def test_masks_come_in_the_order_and_shapes_of_the_weights(student, random):
     assert_close(visible.masks_of(student, weights, k / 84), [w.abs() >= size for w in weights], "masks")
 
 
-@exercise("global_magnitude_masks", points=2)
-@few
-@given(random=generators())
-def test_equal_weights_in_different_tensors_are_counted_one_by_one(student, random):
-    """A threshold takes all equal weights or none: take the first k of the sorted order of all."""
-    weights = [w.sign() * 0.5 for w in several(random)]
-    sparsity, k = visible.a_share(84, random)
-    visible.assert_count(visible.masks_of(student, weights, sparsity), k)
-
-
 # ---------------------------------------------------------------- masked_step
-
-@exercise("masked_step", points=3)
-@few
-@given(problem=walks())
-def test_a_weight_that_comes_back_starts_from_rest(student, problem):
-    """Its velocity must be zero too, and not wait in the state: mask v as well. Here it comes back and gets no gradient."""
-    param, grads, mask, hyper, _ = problem
-    masks = [torch.ones_like(mask), mask, torch.ones_like(mask), torch.ones_like(mask)]
-    grads = grads[:2] + [g * mask for g in grads[2:]]
-    for got in walk(student, param, grads, masks, **hyper)[2:]:
-        assert_close(got[~mask].double(), torch.zeros(int((~mask).sum()), dtype=torch.float64), "weights that came back", atol=1e-12)
-
 
 @exercise("masked_step", points=2)
 @few
@@ -112,9 +90,9 @@ def test_each_step_prunes_less_than_the_one_before(student, schedule):
 
 # ---------------------------------------------------------------- storage_bytes
 
-@exercise("storage_bytes", points=2)
-def test_a_place_has_as_many_bytes_as_it_needs_and_no_more(student):
-    """n places are 0 ... n - 1: with 256 of them one byte is just enough, with 257 it takes two; so with 65536 and 2**32."""
+@exercise("storage_bytes", points=1)
+def test_four_bytes_name_as_many_places_as_they_can_and_no_more(student):
+    """n places are 0 ... n - 1: with 2**32 of them four bytes are just enough, with one more it takes eight."""
     for bits, width in ((8, 1), (16, 2), (32, 4)):
         for n, wanted in ((2**bits, width), (2**bits + 1, 2 * width)):
             assert_close(visible.bytes_of(student, n, 10)["index"], 10.0 * (4 + wanted), f"bytes of 10 of {n} numbers, index")
@@ -133,17 +111,7 @@ def test_numbers_may_have_any_width(student, random, width):
 
 # ---------------------------------------------------------------- filter_importance, taylor_importance
 
-@exercise("filter_importance", points=2)
-@few
-@given(random=generators())
-def test_a_negative_gain_counts_like_a_positive_one(student, random):
-    """BatchNorm may turn the sign; what matters is how large the output is. Take the absolute value of the gain."""
-    weight, gain = normal((4, 2, 3, 3), random), normal((4,), random) - 0.5
-    expected = torch.stack([abs(g.double()) * w.double().abs().sum() for w, g in zip(weight, gain)])
-    visible.assert_importance(student.filter_importance(weight, gain), expected)
-
-
-@exercise("filter_importance", points=2)
+@exercise("filter_importance", points=1)
 @few
 @given(random=generators(), shape=st.sampled_from([(3, 4), (2, 3, 5), (3, 1, 1, 1)]))
 def test_what_belongs_to_a_filter_may_have_any_shape(student, random, shape):
@@ -166,7 +134,7 @@ def test_opposite_gradients_of_two_batches_do_not_cancel(student, random, per_fi
     visible.assert_taylor(twice, expected, "importance with two batches of opposite gradients")
 
 
-@exercise("taylor_importance", points=2)
+@exercise("taylor_importance", points=1)
 @few
 @given(random=generators(), shape=st.sampled_from([(3, 4), (2, 3, 5), (3, 1, 2, 2)]))
 def test_what_belongs_to_a_unit_may_have_any_shape(student, random, shape):
@@ -243,26 +211,9 @@ def test_it_is_the_best_compromise_between_staying_and_being_small(student, rand
 @exercise("hard_concrete_gate", points=0)
 @few
 @given(random=generators())
-def test_the_gradient_of_the_sample_reaches_log_alpha(student, random):
-    """Built of differentiable operations: inside 0 ... 1 the gate is learned by its sample, and its cost by the probability."""
-    log_alpha, u = normal((6,), random), 0.3 + 0.4 * torch.rand(6, generator=random)
-    a = log_alpha.double().requires_grad_()
-    s = torch.sigmoid((torch.logit(u.double()) + a) / 0.7)
-    (1.2 * s - 0.1).clamp(0, 1).sum().backward()
-    _, gradients = student.hard_concrete_gate.vjp(log_alpha, u, 0.7, cotangent=(torch.ones(6), None, None))
-    assert_that(gradients[0] is not None, "No gradient comes back to log_alpha.")
-    assert_close(gradients[0].double(), a.grad, "gradient for log_alpha", rtol=1e-3, atol=1e-5)
-
-
-@exercise("hard_concrete_gate", points=0)
-@few
-@given(random=generators(), gamma=st.floats(-0.5, -0.05), zeta=st.floats(1.05, 1.5))
-def test_the_stretch_may_be_any(student, random, gamma, zeta):
-    """gamma < 0 and zeta > 1 say how far the interval is stretched; all three results depend on them."""
-    log_alpha, u = normal((6,), random), 0.05 + 0.9 * torch.rand(6, generator=random)
-    a, s = log_alpha.double(), torch.sigmoid((torch.logit(u.double()) + log_alpha.double()) / 0.5)
-    result = student.hard_concrete_gate(log_alpha, u, 0.5, gamma, zeta)
-    stretched = lambda s: (s * (zeta - gamma) + gamma).clamp(0, 1)
-    wanted = (stretched(s), torch.sigmoid(a - 0.5 * torch.log(torch.tensor(-gamma / zeta, dtype=torch.float64))), stretched(torch.sigmoid(a)))
-    for which, (what, expected) in enumerate(zip(("sample", "probability", "gate for evaluation"), wanted)):
-        visible.assert_gate(result, which, expected, what)
+def test_the_gradient_of_the_probability_reaches_log_alpha(student, random):
+    """The cost of an open gate is learned by the probability: p * (1 - p) is its derivative."""
+    log_alpha = normal((6,), random)
+    (_, p, _), gradients = student.hard_concrete_gate.vjp(log_alpha, torch.full((6,), 0.4), 0.7, cotangent=(None, torch.ones(6), None))
+    assert_that(gradients[0] is not None, "No gradient comes from the probability back to log_alpha.")
+    assert_close(gradients[0].double(), p.double() * (1 - p.double()), "gradient of the probability for log_alpha", rtol=1e-3, atol=1e-5)

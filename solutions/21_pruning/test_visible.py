@@ -139,6 +139,29 @@ def test_the_share_is_that_of_all_weights_together(student, random):
 @exercise("global_magnitude_masks", points=2)
 @few
 @given(random=generators())
+def test_equal_weights_in_different_tensors_are_counted_one_by_one(student, random):
+    """A threshold takes all equal weights or none, and after a first pruning many are equal: they are zero. Take the first k of
+    the sorted order of all."""
+    weights = [w * (torch.rand(w.shape, generator=random) < 0.2) for w in several(random)]
+    k = integer(5, 45, random)
+    masks = masks_of(student, weights, k / 84)
+    assert_count(masks, k)
+    assert_smallest_gone(masks, weights)
+
+
+@exercise("global_magnitude_masks", points=1)
+@few
+@given(random=generators())
+def test_sparsity_zero_keeps_all_weights_and_one_keeps_none(student, random):
+    """Both ends are allowed: masks that are True everywhere, and masks that are False everywhere."""
+    weights = several(random)
+    for sparsity, k in ((0.0, 0), (1.0, 84)):
+        assert_count(masks_of(student, weights, sparsity), k)
+
+
+@exercise("global_magnitude_masks", points=1)
+@few
+@given(random=generators())
 def test_a_tensor_of_small_weights_may_lose_them_all(student, random):
     """The tensors share one threshold. Where all weights are below it, none stays, and that is as it should be here."""
     large, small = 2 + torch.rand(3, 4, generator=random), torch.rand(12, generator=random).view(2, 6)
@@ -151,11 +174,11 @@ def test_a_tensor_of_small_weights_may_lose_them_all(student, random):
 STEPS = 4
 
 
-def walk(student, param: Tensor, grads: list[Tensor], masks: list[Tensor], **hyper: float) -> list[Tensor]:
-    """The parameter after each step."""
+def walk(student, param: Tensor, grads: list[Tensor], masks: list[Tensor], lr: float | list[float], **hyper: float) -> list[Tensor]:
+    """The parameter after each step; lr may be one for all of them, or a list."""
     places, state = [], {}
-    for grad, mask in zip(grads, masks):
-        result = student.masked_step(param, grad, state, mask, **hyper)
+    for grad, mask, rate in zip(grads, masks, each(lr)):
+        result = student.masked_step(param, grad, state, mask, lr=rate, **hyper)
         assert_that(type(result) in (tuple, list) and len(result) == 2, "masked_step must return two things: the new parameter and the new state.")
         param, state = result
         assert_that(isinstance(param, Tensor) and param.shape == grad.shape, f"The new parameter must be a tensor of shape {list(grad.shape)}.")
@@ -163,10 +186,15 @@ def walk(student, param: Tensor, grads: list[Tensor], masks: list[Tensor], **hyp
     return places
 
 
-def torch_walk(param: Tensor, grads: list[Tensor], **hyper: float) -> list[Tensor]:
+def each(lr: float | list[float]) -> list[float]:
+    return lr if type(lr) is list else [lr] * STEPS
+
+
+def torch_walk(param: Tensor, grads: list[Tensor], lr: float | list[float], **hyper: float) -> list[Tensor]:
     free = param.clone()
-    optimizer, places = torch.optim.SGD([free], **hyper), []
-    for grad in grads:
+    optimizer, places = torch.optim.SGD([free], lr=1.0, **hyper), []
+    for grad, rate in zip(grads, each(lr)):
+        optimizer.param_groups[0]["lr"] = rate
         free.grad = grad.clone()
         optimizer.step()
         places.append(free.clone())
@@ -184,7 +212,7 @@ def walks(draw) -> tuple:
     return normal(shape, random, torch.float64), grads, mask, hyper, random
 
 
-@exercise("masked_step", points=5)
+@exercise("masked_step", points=4)
 @some
 @given(problem=walks())
 def test_surviving_weights_step_as_in_torch(student, problem):
@@ -196,7 +224,7 @@ def test_surviving_weights_step_as_in_torch(student, problem):
         assert_close(got[mask].double(), expected[mask], f"surviving weights after step {number}", rtol=1e-5, atol=1e-6)
 
 
-@exercise("masked_step", points=4)
+@exercise("masked_step", points=3)
 @some
 @given(problem=walks())
 def test_pruned_weights_are_zero_after_every_step(student, problem):
@@ -219,6 +247,33 @@ def test_a_weight_pruned_on_the_way_stops_at_once(student, problem):
         assert_close(got[~mask].double(), torch.zeros(int((~mask).sum()), dtype=torch.float64), "weights pruned at step 3", atol=0)
 
 
+@exercise("masked_step", points=3)
+@few
+@given(problem=walks())
+def test_a_weight_that_comes_back_starts_from_rest(student, problem):
+    """Its velocity must be zero too, and not wait in the state: mask all of v, its past as well. Here a weight is pruned at the second
+    step, and comes back at the third with no gradient: it must stay where it is, at zero."""
+    param, grads, mask, hyper, _ = problem
+    everything = torch.ones_like(mask)
+    grads = grads[:2] + [g * mask for g in grads[2:]]
+    for number, got in enumerate(walk(student, param, grads, [everything, mask, everything, everything], **hyper)[2:], start=3):
+        assert_close(got[~mask].double(), torch.zeros(int((~mask).sum()), dtype=torch.float64), f"weights that came back, after step {number}",
+                     atol=1e-12)
+
+
+@exercise("masked_step", points=2)
+@few
+@given(problem=walks())
+def test_the_learning_rate_is_that_of_the_step(student, problem):
+    """It falls while a network is trained. The velocity is a sum of gradients, and is multiplied by the learning rate of each step
+    when the parameter moves."""
+    param, grads, mask, hyper, _ = problem
+    hyper |= {"lr": [hyper["lr"] / number for number in range(1, STEPS + 1)]}
+    both = zip(walk(student, param, grads, [mask] * STEPS, **hyper), torch_walk(param, grads, **hyper))
+    for number, (got, expected) in enumerate(both, start=1):
+        assert_close(got[mask].double(), expected[mask], f"surviving weights after step {number}, at a falling rate", rtol=1e-5, atol=1e-6)
+
+
 # ---------------------------------------------------------------- cubic_sparsity
 
 @st.composite
@@ -238,7 +293,7 @@ def sparsity_at(student, *args: float) -> float:
 @exercise("cubic_sparsity", points=4)
 @some
 @given(schedule=schedules(), share=st.floats(0.02, 0.98))
-def test_the_curve_is_zhu_and_guptas_between_begin_and_end(student, schedule, share):
+def test_what_is_left_of_the_way_shrinks_with_the_third_power(student, schedule, share):
     """What is left of the way from the initial to the final sparsity shrinks as (1 - t)**3, where t goes from 0 at `begin` to 1
     at `end`."""
     begin, end, final, initial = schedule
@@ -296,7 +351,7 @@ def test_bitmask_adds_one_bit_for_each_place_in_whole_bytes(student, random, siz
     assert_close(bytes_of(student, n, kept)["bitmask"], 4.0 * kept + math.ceil(n / 8), f"bytes of {kept} of {n} numbers, bitmask")
 
 
-@exercise("storage_bytes", points=3)
+@exercise("storage_bytes", points=2)
 @some
 @given(random=generators(), size=st.sampled_from([200, 60_000, 10**8]))
 def test_index_adds_the_fewest_whole_bytes_that_can_name_every_place(student, random, size):
@@ -304,6 +359,14 @@ def test_index_adds_the_fewest_whole_bytes_that_can_name_every_place(student, ra
     n, kept = integer(size // 2, size, random), integer(1, 100, random)
     width = 1 if n <= 2**8 else 2 if n <= 2**16 else 4
     assert_close(bytes_of(student, n, kept)["index"], float(kept * (4 + width)), f"bytes of {kept} of {n} numbers, index")
+
+
+@exercise("storage_bytes", points=2)
+def test_a_place_has_as_many_bytes_as_it_needs_and_no_more(student):
+    """n places are 0 ... n - 1, never negative: with 256 of them one byte is just enough, with 257 it takes two. Above 65536 it takes four,
+    as a processor has no integers of three bytes."""
+    for n, width in ((200, 1), (256, 1), (257, 2), (40_000, 2), (65536, 2), (65537, 4), (97_056, 4)):
+        assert_close(bytes_of(student, n, 10)["index"], 10.0 * (4 + width), f"bytes of 10 of {n} numbers, index")
 
 
 # ---------------------------------------------------------------- filter_importance
@@ -335,6 +398,27 @@ def test_the_gain_of_batchnorm_multiplies_the_sum(student, random, shape):
     weight, gain = normal(shape, random), 0.2 + torch.rand(shape[0], generator=random)
     expected = torch.stack([g.double() * w.double().abs().sum() for w, g in zip(weight, gain)])
     assert_importance(student.filter_importance(weight, gain), expected)
+
+
+@exercise("filter_importance", points=2)
+@few
+@given(random=generators())
+def test_a_negative_gain_counts_like_a_positive_one(student, random):
+    """BatchNorm may turn the sign; what matters is how large the output is. Take the absolute value of the gain."""
+    weight, gain = normal((4, 2, 3, 3), random), -0.2 - torch.rand(4, generator=random)
+    expected = torch.stack([-g.double() * w.double().abs().sum() for w, g in zip(weight, gain)])
+    assert_importance(student.filter_importance(weight, gain), expected)
+
+
+@exercise("filter_importance", points=1)
+@few
+@given(random=generators())
+def test_a_row_of_a_matrix_is_a_filter_too(student, random):
+    """The weight is [o, *rest], whatever rest is: a linear layer's is [o, i]. Sum over all dimensions but the first, however many they are."""
+    weight, gain = normal((3, 4), random), 0.2 + torch.rand(3, generator=random)
+    sums = torch.stack([w.double().abs().sum() for w in weight])
+    assert_importance(student.filter_importance(weight), sums)
+    assert_importance(student.filter_importance(weight, gain), gain.double() * sums)
 
 
 @exercise("filter_importance", points=1)
@@ -379,6 +463,17 @@ def test_a_filter_is_summed_before_it_is_squared(student, random, shape):
     over the filter, then square, then take the mean over the batches."""
     weight, grads = weight_and_grads(random, shape)
     expected = sum((weight.double() * g.double()).flatten(1).sum(1) ** 2 for g in grads) / len(grads)
+    assert_taylor(student.taylor_importance(weight, grads, per_filter=True), expected)
+
+
+@exercise("taylor_importance", points=1)
+@few
+@given(random=generators())
+def test_a_row_of_a_matrix_is_summed_too(student, random):
+    """The weight is [o, *rest], whatever rest is: a linear layer's is [o, i]. With per_filter, sum over all dimensions after that of the
+    outputs, however many they are."""
+    weight, grads = weight_and_grads(random, (3, 4))
+    expected = sum((weight.double() * g.double()).sum(1) ** 2 for g in grads) / len(grads)
     assert_taylor(student.taylor_importance(weight, grads, per_filter=True), expected)
 
 
@@ -485,7 +580,22 @@ def test_each_filter_keeps_its_own_batchnorm(student, random):
             assert_close(small[f"norms.{k}.{part}"], state[f"norms.{k}.{part}"][rows], f"norms.{k}.{part}", rtol=1e-6)
 
 
-@exercise("prune_filters", points=2)
+@exercise("prune_filters", points=1)
+@few
+@given(random=generators())
+def test_filters_come_in_the_order_in_which_keep_lists_them(student, random):
+    """keep[k] = [3, 0] puts filter 3 before filter 0: index with `keep` as it is, and the next layer's inputs too."""
+    state = random_network(random, (3, 4))
+    keep = [torch.tensor([2, 0]), torch.tensor([3, 0, 1])]
+    small = student.prune_filters(state, keep)
+    assert_sizes(small, state, keep)
+    assert_close(small["convs.0.weight"], state["convs.0.weight"][[2, 0]], "convs.0.weight", rtol=1e-6)
+    assert_close(small["norms.1.running_mean"], state["norms.1.running_mean"][[3, 0, 1]], "norms.1.running_mean", rtol=1e-6)
+    x = normal((2, 1, 8, 8), random, torch.float64)
+    assert_close(pruning.forward(small, x), pruning.forward(state, x, gates(state, keep)), "logits of the small network", rtol=1e-5, atol=1e-7)
+
+
+@exercise("prune_filters", points=1)
 @few
 @given(random=generators())
 def test_keeping_every_filter_changes_nothing(student, random):
@@ -576,6 +686,34 @@ def test_the_gate_for_evaluation_has_no_noise(student, random, beta):
     assert_gate(student.hard_concrete_gate(log_alpha, torch.rand(8, generator=random), beta), 2, expected, "gate for evaluation")
 
 
+@exercise("hard_concrete_gate", points=0)
+@few
+@given(random=generators())
+def test_the_gradient_of_the_sample_reaches_log_alpha(student, random):
+    """Built of differentiable operations: inside 0 ... 1 the gate is learned by its sample. Do not detach it."""
+    log_alpha, u = normal((6,), random), 0.3 + 0.4 * torch.rand(6, generator=random)
+    a = log_alpha.double().requires_grad_()
+    s = torch.sigmoid((torch.logit(u.double()) + a) / 0.7)
+    (1.2 * s - 0.1).clamp(0, 1).sum().backward()
+    _, gradients = student.hard_concrete_gate.vjp(log_alpha, u, 0.7, cotangent=(torch.ones(6), None, None))
+    assert_that(gradients[0] is not None, "No gradient comes from the sample back to log_alpha.")
+    assert_close(gradients[0].double(), a.grad, "gradient of the sample for log_alpha", rtol=1e-3, atol=1e-5)
+
+
+@exercise("hard_concrete_gate", points=0)
+@few
+@given(random=generators(), gamma=st.floats(-0.5, -0.15), zeta=st.floats(1.15, 1.5))
+def test_the_stretch_may_be_any(student, random, gamma, zeta):
+    """gamma < 0 and zeta > 1 say how far the interval is stretched; all three results depend on them."""
+    log_alpha, u = normal((6,), random), 0.05 + 0.9 * torch.rand(6, generator=random)
+    a, s = log_alpha.double(), torch.sigmoid((torch.logit(u.double()) + log_alpha.double()) / 0.5)
+    result = student.hard_concrete_gate(log_alpha, u, 0.5, gamma, zeta)
+    within = lambda part: (gamma + (zeta - gamma) * part).clamp(0, 1)
+    wanted = (within(s), torch.sigmoid(a - 0.5 * math.log(-gamma / zeta)), within(torch.sigmoid(a)))
+    for which, (what, expected) in enumerate(zip(("sample", "probability", "gate for evaluation"), wanted)):
+        assert_gate(result, which, expected, what)
+
+
 # ---------------------------------------------------------------- work, and time
 
 BATCH, BATCHES = 256, 2
@@ -609,10 +747,10 @@ HALF = [c // 2 for c in CHANNELS]
 SMALLEST = sum(9 * o * i * (SIDE // 2**k) ** 2 for k, (i, o) in enumerate(zip((1, *HALF), HALF))) + HALF[-1] * pruning.CLASSES
 
 
-@work("prune_filters", points=5, ratio=3.5, cost=multiply_adds, unit="multiply-adds of an image",
+@work("prune_filters", points=5, ratio=3.5, cost=multiply_adds, unit="multiply-adds",
       limit=lambda: (SMALLEST, "half of the outputs of each layer, and half of the inputs of all but the first"))
-def filters_of_zeros(state, keep):
-    """Multiply-adds of an image with half of the filters of each layer, against masking them."""
+def filters_that_are_masked(state, keep):
+    """Multiply-adds for one image with half of the filters of each layer, against masking them."""
     return masked_filters(state, keep)
 
 
@@ -680,6 +818,11 @@ def masks_of_three(student):
 
 
 @probe("global_magnitude_masks")
+def counts_at_the_ends(student):
+    return [sum(float(plain(mask).sum()) for mask in student.global_magnitude_masks([waves(2, 3), waves(4)], s)) for s in (0.0, 1.0)]
+
+
+@probe("global_magnitude_masks")
 def counts_of_ties_in_two(student):
     return [sum(float(plain(mask).sum()) for mask in student.global_magnitude_masks([TIES, TIES], s)) for s in (0.25, 0.5)]
 
@@ -689,7 +832,7 @@ def places_of_a_walk(student):
     found, param, state = [], waves(6), {}
     masks = torch.tensor([[1, 1, 1, 0, 1, 1], [1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
     for number, mask in enumerate(masks):
-        param, state = student.masked_step(param, waves(6, phase=0.7 * number), state, mask, lr=0.25, momentum=0.5, weight_decay=0.5)
+        param, state = student.masked_step(param, waves(6, phase=0.7 * number), state, mask, lr=0.5 / (number + 1), momentum=0.5, weight_decay=0.5)
         found.append(plain(param))
     return found
 
@@ -701,7 +844,7 @@ def sparsities_of_a_schedule(student):
 
 @probe("storage_bytes")
 def bytes_of_many(student):
-    cases = ((100, 30, 4), (256, 10, 4), (257, 10, 2), (65536, 65536, 4), (65537, 100, 4), (1_000_001, 1000, 1), (9, 0, 4), (2**33, 5, 4))
+    cases = ((100, 30, 4), (200, 10, 4), (40_000, 10, 4), (256, 10, 4), (257, 10, 2), (65536, 65536, 4), (65537, 100, 4), (1_000_001, 1000, 1), (9, 0, 4), (2**33, 5, 4))
     return [{name: float(value) for name, value in student.storage_bytes(*case).items()} for case in cases]
 
 
@@ -732,6 +875,13 @@ def sums_of_a_small_network(student):
     return {name: float((t.double().flatten() * torch.arange(1, t.numel() + 1)).sum()) for name, t in small.items()}
 
 
+@probe("prune_filters")
+def order_of_a_small_network(student):
+    state = random_network(torch.Generator().manual_seed(0), (3, 4))
+    small = student.prune_filters(state, [torch.tensor([2, 0]), torch.tensor([3, 0, 1])])
+    return {name: float((t.double().flatten() * torch.arange(1, t.numel() + 1)).sum()) for name, t in small.items()}
+
+
 @probe("sensitivity")
 def numbers_given_to_accuracy(student):
     weights = [waves(2, 3), waves(3, 2, phase=1.0), waves(4, phase=2.0)]
@@ -747,3 +897,14 @@ def weights_after_the_step(student):
 def gates_of_all_kinds(student):
     log_alpha, u = waves(6, factor=3.0), torch.tensor([0.1, 0.3, 0.5, 0.6, 0.9, 0.2])
     return [plain(student.hard_concrete_gate(log_alpha, u, beta)) for beta in (0.5, 1.0)]
+
+
+@probe("hard_concrete_gate")
+def gates_of_another_stretch(student):
+    return plain(student.hard_concrete_gate(waves(6, factor=3.0), torch.tensor([0.1, 0.3, 0.5, 0.6, 0.9, 0.2]), 0.5, -0.3, 1.4))
+
+
+@probe("hard_concrete_gate")
+def gradient_of_the_sample(student):
+    gradient = student.hard_concrete_gate.vjp(waves(4), torch.tensor([0.3, 0.5, 0.6, 0.45]), 0.7, cotangent=(torch.ones(4), None, None))[1][0]
+    return "none" if gradient is None else plain(gradient)

@@ -193,17 +193,16 @@ def surgery_with_index_select(state, keep):
 
 
 @variant("prune_filters")
-def surgery_with_boolean_masks(state, keep):
-    masks = []
+def surgery_by_products(state, keep):
+    """Each selection is a matrix of zeros and ones, [kept, o], that multiplies the dimension."""
+    small, inputs = {}, None
     for k, rows in enumerate(keep):
-        mask = torch.zeros(len(state[f"norms.{k}.weight"]), dtype=torch.bool)
-        mask[rows] = True
-        masks.append(mask)
-    small = {name: t[masks[int(name.split(".")[1])]] if not name.startswith("head") else t for name, t in state.items()}
-    for k in range(1, len(keep)):
-        small[f"convs.{k}.weight"] = small[f"convs.{k}.weight"][:, masks[k - 1]]
-    small["head.weight"] = small["head.weight"][:, masks[-1]]
-    return small
+        pick = F.one_hot(rows.long(), len(state[f"norms.{k}.weight"])).to(state["head.bias"].dtype)
+        weight = torch.einsum("po,oixy->pixy", pick, state[f"convs.{k}.weight"])
+        small[f"convs.{k}.weight"] = weight if inputs is None else torch.einsum("qi,pixy->pqxy", inputs, weight)
+        small |= {f"norms.{k}.{part}": pick @ state[f"norms.{k}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")}
+        inputs = pick
+    return small | {"head.weight": state["head.weight"] @ inputs.T, "head.bias": state["head.bias"].clone()}
 
 
 # ---------------------------------------------------------------- optional exercises
