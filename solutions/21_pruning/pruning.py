@@ -74,7 +74,9 @@ def dots(table, *, title, xlabel, alt, form="{:.1f}", limits=(None, None)):
             ax.plot(mean, y, color=look["color"], marker=look["marker"], linestyle="none", label=name if i == 0 else None)
             ax.annotate(form.format(mean), (min(high, limits[1] or high), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(rows)), rows)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=limits)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    if limits != (None, None):
+        ax.set_xlim(limits)
     ax.grid(axis="y", visible=False)
     if len(table) > 1:
         ax.legend(loc="center left", bbox_to_anchor=(1.08, 0.5), frameon=False)
@@ -180,9 +182,9 @@ print(f"half of the weights of each layer pruned: accuracy {accuracy(pruning.mas
 # the sizes of different layers can be compared. Here it works, since a layer with many inputs starts with small weights, and mostly
 # keeps them; it is not a law.)
 #
-# **Play.** Move the sparsity. On the left are the sizes of all weights, layer upon layer; those left of the line go (the smallest are
-# all counted at 0.0001, the spike on the left). On the right each square is one 3 × 3 kernel of conv 2: how many of its nine weights are left? Do whole rows (filters) or columns
-# (input channels) vanish? And at which sparsity does the network break?
+# **Play.** Move the sparsity. On the left are the sizes of all weights, layer upon layer; those left of the line go (the smallest
+# are all counted at 0.0001, the spike on the left). On the right each square is one 3 × 3 kernel of conv 2: how many of its nine
+# weights are left? Do whole rows (filters) or columns (input channels) vanish? And at which sparsity does the network break?
 
 # %% tags=["experiment"]
 from course.sliders import Slider, show
@@ -218,8 +220,8 @@ show(draw, sparsity=Slider(0, 0.98, start=0.7, step=0.02, label="sparsity"))
 # %% [markdown]
 # What is left of conv 2 is scattered. Some of its filters keep more than others, but as long as the network reads anything, none of
 # them vanishes, and no input channel either: there is nothing that could be cut out of its matrix. In conv 3 it is otherwise: from
-# about 84% on a few filters have no weight left, and at 94% nearly a third (see below the map). But when the first one is empty, the
-# accuracy is long gone. Exercises 6 to 8 remove whole filters from the start.
+# about 84% on a few filters have no weight left, and at 94% nearly a third (see below the map). But by then the network, as it is
+# here, reads few images. Exercises 6 to 8 remove whole filters from the start.
 
 # %% [markdown]
 # ## 3 · `masked_step`: training on, with holes
@@ -405,8 +407,8 @@ one_threshold = {s: [int(m.sum()) for m in global_magnitude_masks(weights, s)] f
 for s, kept in one_threshold.items():
     each = [storage_bytes(w.numel(), k) for w, k in zip(weights, kept)]
     best = sum(min(row.values()) for row in each)
-    print(f"{100 * s:g}% pruned: {best:,} bytes, {sum(row['dense'] for row in each) / best:.1f} times fewer than dense, each layer in its best format "
-          f"({', '.join(min(row, key=row.get) for row in each)})")
+    print(f"{100 * s:g}% pruned: {best:,} bytes, {sum(row['dense'] for row in each) / best:.1f} times fewer than dense, each layer in its best "
+          f"format ({', '.join(min(row, key=row.get) for row in each)})")
 
 # %% [markdown]
 # A bit for each place costs a 32nd of a float32, an eighth of an int8: the bitmask pays from 3.1% or 12.5% of zeros on. A place of
@@ -712,10 +714,10 @@ alone = timing.compare(convolutions(cut), convolutions(dense), lambda seed: (), 
 # %% tags=["experiment"]
 times = {f"batch {batch}": {name: (r.ratio, r.low, r.high) for name in networks for r in [ratios[name][batch]]} for batch in (1, 32, 256)}
 fewer = pruning.multiply_adds(dense) / pruning.multiply_adds(cut)
-fig, ax = dots(times, title=f"Against the dense network (line: 95%; dashed: {fewer:.1f} times fewer multiply–adds)", xlabel="times as fast", form="{:.2f}",
+fig, ax = dots(times, title="Against the dense network (line: 95%)", xlabel=f"times as fast (dashed: {fewer:.1f} times fewer multiply–adds)", form="{:.2f}",
                alt=f"The small network has {fewer:.1f} times fewer multiply-adds. Times as fast as the dense network: {spoken(times)}.")
 ax.axvline(fewer, color=plots.INK, linestyle=(0, (2, 2)))
-ax.set_xlim(left=0)
+ax.set_xlim(0, 1.05 * max(fewer, *(high for row in times.values() for _, _, high in row.values())))
 plots.show(fig)
 largest, best = ratios["half of the filters removed"][256], timing.peak_flops("cpu")
 for name, net, took in (("dense", dense, largest.baseline_seconds), ("half of the filters", cut, largest.candidate_seconds)):
@@ -837,7 +839,8 @@ fig, _ = dots({"accuracy": back}, title="The same masks, 300 steps more (three s
 plots.show(fig)
 
 # %% [markdown]
-# The weights of step 100 are as good a start as the trained ones (if each may have its own learning rate): what the other 1100 steps did for the network is in the masks.
+# The weights of step 100 are as good a start as the trained ones (each at its own learning rate): what the other 1100 steps did
+# for the network is in the masks.
 # (In the course's run all three seeds end at 96.6%; that they agree so well is chance.)
 # The weights of the start, with the same masks, end about two points below, and new ones far behind. So a mask fits the weights
 # that it was made with, and those had found their direction early. That is what is left of the *lottery ticket* here: the
@@ -865,10 +868,11 @@ claims.show("21-unstructured-not-faster", measured="75% of the weights zero: " +
 # filters go, half of them, a quarter of the weights, cost a point or more after 200 steps and 0.7 after 600, where as many
 # single weights cost 0.1.
 #
-# The small network has 3.9 times fewer multiply–adds, and is not 3.9 times as fast. In the full run it was 1.9 times as fast with one image,
-# since the start of each operation costs the same however small it is, and 2.6 times with 256, since BatchNorm, ReLU and pooling
-# shrink only by two and narrow convolutions come less near to the best rate. Three quarters of the weights zero gave nothing at any size, because zeros are multiplied like other numbers. On this machine
-# I would remove filters for speed, and single weights only to make the file smaller.
+# The small network has 3.9 times fewer multiply–adds, and is not 3.9 times as fast. In the full run it was 1.9 times as fast with one
+# image, since the start of each operation costs the same however small it is, and 2.6 times with 256, since BatchNorm, ReLU and pooling
+# shrink only by two and narrow convolutions come less near to the best rate. Three quarters of the weights zero gave nothing at
+# any size, because zeros are multiplied like other numbers. On this machine I would remove filters for speed, and single weights only
+# to make the file smaller.
 
 
 # %% [markdown]
