@@ -902,7 +902,7 @@ claims.show("slip-backward-fp32", measured=", ".join(f"{name} {kind}" for name, 
 # %% [markdown]
 # The graded measurement: a linear layer of 2048 by 2048 for 1024 rows, against float32, with all conversions counted. Where neither the
 # processor nor a GPU has instructions for bf16, it is deferred. What can be gained depends on these: avx512_bf16 multiplies twice as many
-# pairs with an instruction as float32 does, so about two can be had there. Wanted are 1.5 there, because whatever else the machine does takes
+# pairs with an instruction as float32 does, so about two can be had there. Wanted are 1.3 there, because whatever else the machine does takes
 # a part of it. A matrix unit (AMX, or a GPU's tensor cores) can give several times that, and 2.5 are wanted of it. (About 10 seconds.)
 
 # %%
