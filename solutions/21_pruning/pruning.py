@@ -63,25 +63,6 @@ for name, w in zip(LAYERS, weights):
 told = lambda curves, form=".0f": "; ".join(f"{name}: {', '.join(f'{y:{form}}' for y in row)}" for name, row in curves.items())  # for who cannot see
 print(f"{pruning.multiply_adds(dense):,} multiply-adds for an image; accuracy {accuracy(dense):.1f}%")
 
-def dots(table, *, title, xlabel, alt, form="{:.1f}", limits=(None, None)):
-    """A mark for each mean, a line for its 95% interval: {name: {row: (mean, low, high)}}."""
-    rows = list(next(iter(table.values())))
-    fig, ax = plots.figure(title, xlabel, alt=alt, size=(8.4, 1.1 + len(rows) * max(0.36, 0.22 * len(table))))
-    for j, ((name, look), part) in enumerate(zip(plots.looks(table).items(), table.values())):
-        for i, (mean, low, high) in enumerate(part.values()):
-            y = i + 0.76 * ((j + 0.5) / len(table) - 0.5)
-            ax.plot([low, high], [y, y], color=look["color"], linewidth=1.6)
-            ax.plot(mean, y, color=look["color"], marker=look["marker"], linestyle="none", label=name if i == 0 else None)
-            ax.annotate(form.format(mean), (min(high, limits[1] or high), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    if limits != (None, None):
-        ax.set_xlim(limits)
-    ax.grid(axis="y", visible=False)
-    if len(table) > 1:
-        ax.legend(loc="center left", bbox_to_anchor=(1.08, 0.5), frameon=False)
-    return fig, ax
-
 # %% [markdown]
 # ## 1 · `magnitude_mask`: the small ones go
 #
@@ -563,6 +544,26 @@ plots.show(fig)
 # %% [markdown]
 # That is one network. The full run has trained three from different seeds, and masked the same share of each layer's filters, by four
 # criteria.
+
+# %% tags=["experiment"]
+def dots(table, *, title, xlabel, alt, form="{:.1f}", limits=(None, None)):
+    """A mark for each mean, a line for its 95% interval: {name: {row: (mean, low, high)}}."""
+    rows = list(next(iter(table.values())))
+    fig, ax = plots.figure(title, xlabel, alt=alt, size=(8.4, 1.1 + len(rows) * max(0.36, 0.22 * len(table))))
+    for j, ((name, look), part) in enumerate(zip(plots.looks(table).items(), table.values())):
+        for i, (mean, low, high) in enumerate(part.values()):
+            y = i + 0.76 * ((j + 0.5) / len(table) - 0.5)
+            ax.plot([low, high], [y, y], color=look["color"], linewidth=1.6)
+            ax.plot(mean, y, color=look["color"], marker=look["marker"], linestyle="none", label=name if i == 0 else None)
+            ax.annotate(form.format(mean), (min(high, limits[1] or high), y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    if limits != (None, None):
+        ax.set_xlim(limits)
+    ax.grid(axis="y", visible=False)
+    if len(table) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1.08, 0.5), frameon=False)
+    return fig, ax
 
 # %% tags=["experiment"]
 full = claims.full_run("21_pruning")
