@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from autograder import cli
-from autograder.release import release
+from autograder.release import _refuse_leaks, release
 from course import syllabus
 from course.spec.load import SpecError
 
@@ -194,3 +195,14 @@ def test_a_solution_in_the_library_is_refused_and_nothing_is_written(small_repos
     with pytest.raises(SpecError, match="course/helpers.py would give away double's solution: its line 2"):
         release(out, small_repository)
     assert not any(out.iterdir()) and not list(tmp_path.glob(".release-*"))
+
+
+def test_a_line_that_another_lab_shows_is_secret_in_its_own_labs_folder_alone(small_repository):
+    line = "answer_of_the_reference = FACTOR * x"
+    shutil.copytree(small_repository / "solutions" / "11_doubling", small_repository / "solutions" / "12_showing")
+    script = small_repository / "solutions" / "12_showing" / "doubling.py"
+    shown = script.read_text().replace("11_doubling", "12_showing") + f'\n# %% tags=["experiment"]\nx = 2\n{line}\n'
+    script.rename(script.with_name("showing.py")).write_text(shown)
+    _refuse_leaks(small_repository, {"labs/12_showing/helpers.py": line.encode(), "course/helpers.py": line.encode()})
+    with pytest.raises(SpecError, match="labs/11_doubling/helpers.py would give away double's solution"):
+        _refuse_leaks(small_repository, {"labs/11_doubling/helpers.py": line.encode()})
